@@ -1,0 +1,47 @@
+"""What can go wrong, as types.
+
+Every message is one line: the value or file, what was allowed, and what to do.
+
+    TemporalVaeError
+    ├── ConfigError        a configuration that cannot be built                  (also a ValueError)
+    ├── InputError         a tensor or argument a call cannot work with          (also a ValueError)
+    ├── CheckpointError    weights that cannot be loaded into a model            (also a ValueError)
+    ├── MediaError         a video or image that cannot be read or written       (also a ValueError)
+    └── LatentFileError    a latent file that is damaged or of another model     (also a ValueError)
+
+The command line prints the message of a `TemporalVaeError` on one line and exits with 1; wrong usage
+(unknown option, malformed value) exits with 2.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "InputError",
+    "LatentFileError",
+    "MediaError",
+    "TemporalVaeError",
+]
+
+
+class TemporalVaeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(TemporalVaeError, ValueError):
+    """A configuration that cannot be built into a model."""
+
+
+class InputError(TemporalVaeError, ValueError):
+    """A tensor or argument of the wrong shape, type or range."""
+
+
+class CheckpointError(TemporalVaeError, ValueError):
+    """A checkpoint that is missing, unsafe, or does not fit the model."""
+
+
+class MediaError(TemporalVaeError, ValueError):
+    """A video or image file that cannot be opened, decoded or written."""
+
+
+class LatentFileError(TemporalVaeError, ValueError):
+    """A latent file that is damaged, of an unknown version, or of another model."""
