@@ -5,7 +5,7 @@ Every message is one line: the value or file, what was allowed, and what to do.
     TemporalVaeError
     ├── ConfigError        a configuration that cannot be built                  (also a ValueError)
     ├── InputError         a tensor or argument a call cannot work with          (also a ValueError)
-    ├── CheckpointError    weights that cannot be loaded into a model            (also a ValueError)
+    ├── CheckpointError    weights that cannot be loaded into a model            (also a ValueError, OSError)
     ├── MediaError         a video or image that cannot be read or written       (also a ValueError)
     └── LatentFileError    a latent file that is damaged or of another model     (also a ValueError)
 
@@ -35,8 +35,11 @@ class InputError(TemporalVaeError, ValueError):
     """A tensor or argument of the wrong shape, type or range."""
 
 
-class CheckpointError(TemporalVaeError, ValueError):
-    """A checkpoint that is missing, unsafe, or does not fit the model."""
+class CheckpointError(TemporalVaeError, ValueError, OSError):
+    """A checkpoint that is missing, unsafe, or does not fit the model.
+
+    An `OSError` too, because that is what code written for diffusers catches around `from_pretrained`.
+    """
 
 
 class MediaError(TemporalVaeError, ValueError):

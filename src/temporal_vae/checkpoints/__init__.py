@@ -1,0 +1,1 @@
+"""Weights on disk: strict loading, and the small model that ships with the package (`embedded/`)."""

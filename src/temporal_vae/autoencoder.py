@@ -1,0 +1,374 @@
+"""`AutoencoderKLTemporalDecoder`: configuration, encode, decode, save and load.
+
+The public face of the network in `model/`. It takes the place of the diffusers class of the same name: same
+weights, same calls, same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import FusedAttnProcessor2_0
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from temporal_vae.checkpoints import loading
+from temporal_vae.errors import ConfigError, InputError
+from temporal_vae.model.blocks import GROUPS
+from temporal_vae.model.decoder import TemporalDecoder
+from temporal_vae.model.encoder import Encoder
+
+# A pipeline looks up the classes of its parts in libraries it knows; this makes it know ours.
+LOADABLE_CLASSES["temporal_vae"] = {"AutoencoderKLTemporalDecoder": ["save_pretrained", "from_pretrained"]}
+
+_DOWN_BLOCK = "DownEncoderBlock2D"
+
+
+class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):  # type: ignore[misc]
+    """The video autoencoder of Stable Video Diffusion.
+
+    A 2D image encoder, a diagonal Gaussian posterior, and a decoder with temporal residual blocks and a final
+    convolution over time. Frames are `(b*t, c, h, w)` with values in [-1, 1], latents
+    `(b*t, latent_channels, h/f, w/f)` with `f = 2 ** (len(block_out_channels) - 1)`.
+
+    It derives from the diffusers class so that pipelines and tools that ask for that type accept it; the network
+    and everything computed with it is this package's own.
+
+    Args:
+        in_channels: channels of the frames that are encoded.
+        out_channels: channels of the frames that are decoded.
+        down_block_types: `"DownEncoderBlock2D"` once per level.
+        block_out_channels: width of each level, from the full picture to the smallest; multiples of 32. With
+            fewer than 64 every norm is an instance norm, which erases what a picture's mean carries.
+        layers_per_block: residual blocks per level of the encoder; the decoder has one more.
+        latent_channels: channels of the latents.
+        sample_size: height and width the model was trained for; informative.
+        scaling_factor: `1 / std` of the latents over the training data. Diffusion models work on
+            `latents * scaling_factor`; `encode` and `decode` work on the unscaled ones.
+        force_upcast: a pipeline in float16 runs `encode` in float32 if true.
+
+    Raises:
+        ConfigError: a value from which no network can be built.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = (_DOWN_BLOCK,),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        latent_channels: int = 4,
+        sample_size: int = 32,
+        scaling_factor: float = 0.18215,
+        force_upcast: bool = True,
+    ) -> None:
+        _check_config(
+            down_block_types=down_block_types,
+            block_out_channels=block_out_channels,
+            scaling_factor=scaling_factor,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            layers_per_block=layers_per_block,
+            latent_channels=latent_channels,
+        )
+        super(
+            diffusers.AutoencoderKLTemporalDecoder, self
+        ).__init__()  # the parent would build its own network
+        self.encoder = Encoder(
+            in_channels=in_channels,
+            latent_channels=latent_channels,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+        )
+        self.decoder = TemporalDecoder(
+            latent_channels=latent_channels,
+            out_channels=out_channels,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+        )
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self._unfused_processors: dict[str, Any] | None = None
+        self.register_state_dict_post_hook(_drop_fused_projections)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels of a frame per latent, along height and along width."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    # Encode, decode, forward
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode frames into the posterior of their latents, each frame by itself.
+
+        Args:
+            x: frames `(n, in_channels, h, w)`, values in [-1, 1], in the dtype and on the device of the model.
+            return_dict: return an `AutoencoderKLOutput` rather than a tuple.
+
+        Returns:
+            `AutoencoderKLOutput(latent_dist)`, or `(latent_dist,)`: a diagonal Gaussian over unscaled latents
+            `(n, latent_channels, h/f, w/f)`, log-variance clamped to [-30, 20].
+
+        Raises:
+            InputError: wrong rank, channels or type, or a frame smaller than `f` pixels.
+        """
+        if not torch.compiler.is_compiling():
+            self._check_frames(x)
+        posterior = DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def decode(self, z: Tensor, num_frames: int, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Decode latents of whole clips into frames.
+
+        Args:
+            z: unscaled latents `(b*t, latent_channels, h, w)`, the frames of each clip one after the other.
+            num_frames: `t`, the length of a clip. It is part of what the latents mean: 25 frames decoded as
+                14 and 11 give other pixels.
+            return_dict: return a `DecoderOutput` rather than a tuple.
+
+        Returns:
+            `DecoderOutput(sample)`, or `(sample,)`: frames `(b*t, out_channels, h*f, w*f)`, about [-1, 1], not
+            clamped.
+
+        Raises:
+            InputError: wrong rank, channels or type, or a batch that `num_frames` does not divide.
+        """
+        if not torch.compiler.is_compiling():
+            self._check_latents(z, num_frames)
+        frames = self.decoder(z, num_frames)
+        return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+        num_frames: int = 1,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode and decode frames.
+
+        Args:
+            sample: frames `(b*t, in_channels, h, w)`, values in [-1, 1].
+            sample_posterior: decode a sample of the posterior rather than its mode.
+            return_dict: return a `DecoderOutput` rather than a tuple.
+            generator: source of the posterior sample.
+            num_frames: `t`, the length of a clip.
+
+        Returns:
+            As `decode`.
+
+        Raises:
+            InputError: as `encode` and `decode`.
+        """
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        frames = self.decode(z, num_frames=num_frames).sample
+        return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+    def _check_frames(self, x: Tensor) -> None:
+        _check_batch("encode", x, channels=self.config.in_channels, axes="(frames, channels, height, width)")
+        f = self.spatial_factor
+        if min(x.shape[-2:]) < f:
+            raise InputError(
+                f"encode: frames of {_size(x)} are too small; pad them to at least {f}x{f} pixels"
+            )
+
+    def _check_latents(self, z: Tensor, num_frames: int) -> None:
+        _check_batch(
+            "decode", z, channels=self.config.latent_channels, axes="(frames, channels, height, width)"
+        )
+        if num_frames < 1 or z.shape[0] % num_frames:
+            raise InputError(
+                f"decode: a batch of {z.shape[0]} latents is not made of clips of num_frames={num_frames}; "
+                "pass the number of frames of each clip, a divisor of the batch"
+            )
+
+    # Attention processors
+
+    def fuse_qkv_projections(self) -> None:
+        """Compute queries, keys and values of each attention in one product; for inference.
+
+        The state dict stays that of the unfused model. `unfuse_qkv_projections` undoes it.
+        """
+        if self._unfused_processors is None:
+            self._unfused_processors = self.attn_processors
+            self._fuse()
+            self.set_attn_processor(FusedAttnProcessor2_0())
+
+    def unfuse_qkv_projections(self) -> None:
+        """Undo `fuse_qkv_projections` and bring back the processors that were set before it."""
+        if self._unfused_processors is not None:
+            self.set_attn_processor(self._unfused_processors)
+            self._unfused_processors = None
+            for attention in self._attentions():
+                del attention.to_qkv
+                attention.fused_projections = False
+
+    def _fuse(self) -> None:
+        for attention in self._attentions():
+            with torch.no_grad():
+                attention.fuse_projections(fuse=True)
+
+    def _attentions(self) -> list[Any]:
+        return [*self.encoder.mid_block.attentions, *self.decoder.mid_block.attentions]
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights, as `torch.nn.Module.load_state_dict` does; fused projections follow."""
+        fused = self._unfused_processors is not None
+        self.unfuse_qkv_projections()
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if fused:
+            self.fuse_qkv_projections()
+        return result
+
+    # Other ways to get a model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a model from a folder or from a repository of the Hugging Face hub, strictly.
+
+        Args:
+            pretrained_model_name_or_path: a folder with `config.json` and safetensors weights, or a hub id.
+            **kwargs: those of `diffusers.ModelMixin.from_pretrained`: `subfolder`, `variant`, `torch_dtype`,
+                `low_cpu_mem_usage`, `device_map`, `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+        Returns:
+            The model in eval mode; with `output_loading_info=True` the pair of model and loading report.
+
+        Raises:
+            CheckpointError: nothing found, only pickle files, a damaged file, or tensors that are missing, extra
+                or of another shape.
+            ConfigError: a configuration that cannot be built.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        load = super().from_pretrained
+        model, info = loading.load_strictly(load, pretrained_model_name_or_path, kwargs)
+        return (model, info) if with_info else model
+
+    @classmethod
+    def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKLTemporalDecoder:
+        """Load the small model that ships with the package (see its card, `checkpoints/embedded/README.md`)."""
+        model: AutoencoderKLTemporalDecoder = cls.from_pretrained(loading.EMBEDDED, torch_dtype=torch_dtype)
+        return model
+
+    @classmethod
+    def from_module(cls, module: nn.Module) -> AutoencoderKLTemporalDecoder:
+        """Turn a model that diffusers loaded into one of this class, without copying a weight.
+
+        Both models then hold the very same parameters: what one trains or moves in place, the other sees.
+
+        Args:
+            module: a `diffusers.AutoencoderKLTemporalDecoder`.
+
+        Raises:
+            InputError: another kind of module.
+            CheckpointError: a model whose layers were replaced or added to (LoRA, quantised or fused layers).
+        """
+        if not isinstance(module, diffusers.AutoencoderKLTemporalDecoder):
+            raise InputError(
+                f"from_module: a {type(module).__name__} is no AutoencoderKLTemporalDecoder; pass `pipe.vae` of an "
+                "SVD-family pipeline"
+            )
+        with torch.device("meta"):
+            model: AutoencoderKLTemporalDecoder = cls.from_config(module.config)
+        loading.share_parameters(module, model)
+        model.set_attn_processor(module.attn_processors)
+        return model.train(module.training)
+
+    # Configuration
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: dict[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Split a configuration for `from_config`; refuse keys that this class does not have."""
+        known = cls._get_init_keys(cls)
+        unknown = sorted(key for key in config_dict if not key.startswith("_") and key not in known)
+        if unknown:
+            raise ConfigError(
+                f"configuration: unknown keys {', '.join(unknown)}; "
+                f"{cls.__name__} has {', '.join(sorted(known - {'self'}))}"
+            )
+        split: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = super().extract_init_dict(
+            config_dict, **kwargs
+        )
+        return split
+
+
+def _check_config(
+    *,
+    down_block_types: tuple[str, ...],
+    block_out_channels: tuple[int, ...],
+    scaling_factor: float,
+    **counts: int,
+) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"configuration: {name}={count!r} must be a whole number of at least 1")
+    if len(down_block_types) != len(block_out_channels) or not block_out_channels:
+        raise ConfigError(
+            f"configuration: down_block_types has {len(down_block_types)} entries and block_out_channels "
+            f"{len(block_out_channels)}; give one of each per level, at least one level"
+        )
+    for block in down_block_types:
+        if block != _DOWN_BLOCK:
+            raise ConfigError(
+                f"configuration: down_block_types holds {block!r}; every level is a {_DOWN_BLOCK!r}"
+            )
+    for width in block_out_channels:
+        if not isinstance(width, int) or width < 1 or width % GROUPS:
+            raise ConfigError(
+                f"configuration: block_out_channels holds {width!r}; each must be a positive multiple of {GROUPS}, "
+                "the number of groups of every norm"
+            )
+    if not isinstance(scaling_factor, (int, float)) or not scaling_factor > 0:
+        raise ConfigError(f"configuration: scaling_factor={scaling_factor!r} must be a number above 0")
+
+
+def _check_batch(call: str, x: Any, *, channels: int, axes: str) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"{call}: got a {type(x).__name__}; pass a float tensor {axes}")
+    if x.ndim != 4:
+        raise InputError(
+            f"{call}: got {x.ndim} axes, {tuple(x.shape)}; pass {axes}, the frames of all clips on the first axis"
+        )
+    if not x.is_floating_point():
+        raise InputError(f"{call}: got {x.dtype}; pass a float tensor, frames as values in [-1, 1]")
+    if x.shape[1] != channels:
+        raise InputError(
+            f"{call}: got {x.shape[1]} channels, {tuple(x.shape)}; this model takes {channels}: {axes}"
+        )
+    if x.numel() == 0:
+        raise InputError(
+            f"{call}: got an empty tensor {tuple(x.shape)}; pass at least one frame of one pixel"
+        )
+
+
+def _size(x: Tensor) -> str:
+    return f"{x.shape[-2]}x{x.shape[-1]}"
+
+
+def _drop_fused_projections(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Keep the copies that `fuse_qkv_projections` makes out of the state dict."""
+    for key in [key for key in state_dict if ".to_qkv." in key]:
+        del state_dict[key]

@@ -1,0 +1,98 @@
+"""The temporal decoder: latents of whole clips back to frames that do not flicker."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from temporal_vae.model.blocks import (
+    GROUPS,
+    SPATIAL_EPS,
+    Checkpointable,
+    Runner,
+    SpatioTemporalResBlock,
+    TemporalConv,
+    Upsample,
+    call,
+    clips_to_frames,
+    frames_to_clips,
+    spatial_attention,
+)
+
+
+class MidBlockTemporalDecoder(nn.Module):
+    """A block, then one attention and one more block.
+
+    The published class holds `layers` blocks and one attention but runs them pairwise: with one block the
+    attention rests, with three or more the blocks after the second do. They stay, as checkpoints hold them.
+    """
+
+    def __init__(self, channels: int, *, layers: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(SpatioTemporalResBlock(channels, channels) for _ in range(layers))
+        self.attentions = nn.ModuleList([spatial_attention(channels)])
+
+    def forward(self, x: Tensor, num_frames: int, run: Runner = call) -> Tensor:
+        x = run(self.resnets[0], x, num_frames)
+        if len(self.resnets) > 1:
+            x = run(self.attentions[0], x)
+            x = run(self.resnets[1], x, num_frames)
+        return x
+
+
+class UpBlockTemporalDecoder(nn.Module):
+    """One level: `layers` residual blocks, then a doubling of the picture on all levels but the final one."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, layers: int, upsample: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(SpatioTemporalResBlock(*pair) for pair in pairwise(widths))
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
+
+    def forward(self, x: Tensor, num_frames: int, run: Runner = call) -> Tensor:
+        for block in self.resnets:
+            x = run(block, x, num_frames)
+        for upsampler in self.upsamplers or ():
+            x = run(upsampler, x)
+        return x
+
+
+class TemporalDecoder(Checkpointable):
+    """Latents `(b*t, latent_channels, h, w)` of clips of `t` frames to frames `(b*t, out_channels, h*f, w*f)`.
+
+    Temporal norms and convolutions see the whole clip, so the length of a clip is part of its meaning: fewer
+    frames at once give other pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        out_channels: int,
+        block_out_channels: Sequence[int],
+        layers_per_block: int,
+    ) -> None:
+        super().__init__()
+        widths = (block_out_channels[-1], *reversed(block_out_channels))
+        self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlockTemporalDecoder(widths[0], layers=layers_per_block)
+        self.up_blocks = nn.ModuleList(
+            UpBlockTemporalDecoder(
+                widths[level],
+                widths[level + 1],
+                layers=layers_per_block + 1,
+                upsample=level < len(block_out_channels) - 1,
+            )
+            for level in range(len(block_out_channels))
+        )
+        self.conv_norm_out = nn.GroupNorm(GROUPS, widths[-1], eps=SPATIAL_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.time_conv_out = TemporalConv(out_channels, out_channels)
+
+    def forward(self, latents: Tensor, num_frames: int = 1) -> Tensor:
+        x = self.conv_in(latents)
+        for block in (self.mid_block, *self.up_blocks):
+            x = block(x, num_frames, self.runner)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)))

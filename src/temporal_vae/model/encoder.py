@@ -1,0 +1,87 @@
+"""The image encoder: frames to the moments of their latents, each frame by itself."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from temporal_vae.model.blocks import (
+    GROUPS,
+    SPATIAL_EPS,
+    Checkpointable,
+    Downsample,
+    Runner,
+    SpatialResBlock,
+    call,
+    spatial_attention,
+)
+
+
+class DownEncoderBlock2D(nn.Module):
+    """One level: `layers` residual blocks, then a halving of the picture on all levels but the last."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, layers: int, downsample: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(SpatialResBlock(*pair) for pair in pairwise(widths))
+        self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
+
+    def forward(self, x: Tensor, run: Runner = call) -> Tensor:
+        for block in (*self.resnets, *(self.downsamplers or ())):
+            x = run(block, x)
+        return x
+
+
+class UNetMidBlock2D(Checkpointable):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(SpatialResBlock(channels, channels) for _ in range(2))
+        self.attentions = nn.ModuleList([spatial_attention(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = self.runner
+        for block in (self.resnets[0], self.attentions[0], self.resnets[1]):
+            x = run(block, x)
+        return x
+
+
+class Encoder(Checkpointable):
+    """Frames `(n, in_channels, h, w)` in [-1, 1] to moments `(n, 2 * latent_channels, h/f, w/f)`.
+
+    `f = 2 ** (len(block_out_channels) - 1)`. The moments pass `quant_conv` before they are a posterior.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        latent_channels: int,
+        block_out_channels: Sequence[int],
+        layers_per_block: int,
+    ) -> None:
+        super().__init__()
+        first, last = block_out_channels[0], block_out_channels[-1]
+        self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
+        widths = (first, *block_out_channels)
+        self.down_blocks = nn.ModuleList(
+            DownEncoderBlock2D(
+                widths[level],
+                widths[level + 1],
+                layers=layers_per_block,
+                downsample=level < len(block_out_channels) - 1,
+            )
+            for level in range(len(block_out_channels))
+        )
+        self.mid_block = UNetMidBlock2D(last)
+        self.conv_norm_out = nn.GroupNorm(GROUPS, last, eps=SPATIAL_EPS)
+        self.conv_out = nn.Conv2d(last, 2 * latent_channels, 3, padding=1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.conv_in(frames)
+        for block in self.down_blocks:
+            x = block(x, self.runner)
+        x = self.mid_block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
