@@ -1,0 +1,35 @@
+# Everything sets itself up: the first call makes .venv with the tested versions, later ones reuse it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all check format bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)      ## reconstruct two real clips through the embedded model
+	$(BIN)/python examples/demo.py
+
+test: $(READY)      ## the tests, without the slow ones
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY)  ## every test
+	$(BIN)/python -m pytest -q -m ''
+
+check: $(READY)     ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)    ## format and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)     ## ours and the peer, in turn
+	$(BIN)/python benchmarks/reference.py
+
+clean:
+	rm -rf .venv demo-output
