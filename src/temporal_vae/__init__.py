@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AutoencoderKLTemporalDecoder": "temporal_vae.autoencoder",
+    "ModelMixin": "temporal_vae.autoencoder",  # diffusers' pipelines ask the library of a part for its base class
 }
 
 __all__ = ["AutoencoderKLTemporalDecoder", "__version__"]

@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ from temporal_vae.model.blocks import GROUPS
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
 
-# A pipeline looks up the classes of its parts in libraries it knows; this makes it know ours.
-LOADABLE_CLASSES["temporal_vae"] = {"AutoencoderKLTemporalDecoder": ["save_pretrained", "from_pretrained"]}
+# A pipeline saves and loads parts from libraries it knows, by a base class that the library offers: tell it of ours.
+LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
 
 _DOWN_BLOCK = "DownEncoderBlock2D"
 

@@ -1,12 +1,13 @@
 """Strict loading of weights: safetensors only, every tensor present, none too many, all of the right shape."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from temporal_vae.errors import CheckpointError, TemporalVaeError
@@ -14,7 +15,10 @@ from temporal_vae.errors import CheckpointError, TemporalVaeError
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small model that ships with the package."""
 
+_WEIGHTS = "diffusion_pytorch_model"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_UNSAFE = "pickle files can run code when they are loaded; convert the weights to safetensors"
+_AGAIN = "save or download the model again"
 _NAMED = 3  # tensors that a message names before it only counts
 
 
@@ -45,7 +49,13 @@ def load_strictly(
     except TemporalVaeError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{source}: cannot load the model: {_one_line(error)}") from error
+        fault = (
+            "cannot be loaded"
+            if Path(source).is_dir()
+            else "no such folder, and no model of the hub by that name"
+        )
+        remedy = "check name, subfolder, variant and connection"
+        raise CheckpointError(f"{source}: {fault} ({_one_line(error)}); {remedy}") from error
     shapes = [
         f"{name} is {list(found)} but the model has {list(own)}"
         for name, found, own in info["mismatched_keys"]
@@ -62,59 +72,121 @@ def load_strictly(
 
 
 def share_parameters(source: nn.Module, target: nn.Module) -> None:
-    """Put the very parameters of `source` into `target`, which has the same names and shapes."""
+    """Put the very parameters of `source` into `target`, a model of the same configuration."""
     parameters = dict(source.named_parameters())
     own = dict(target.named_parameters())
+    layers = {name for name, layer in source.named_modules() if _replaced(layer, target, name)}
     faults = _faults(
         ("missing", [name for name in own if name not in parameters]),
         ("not of this model", [name for name in parameters if name not in own]),
+        (
+            "of another shape",
+            [name for name in own if name in parameters and parameters[name].shape != own[name].shape],
+        ),
+        ("in a layer of another kind", [name for name in own if name.rpartition(".")[0] in layers]),
+        ("offloaded", [name for name in parameters if parameters[name].is_meta]),
     )
     if faults:
         raise CheckpointError(
-            f"{type(source).__name__}: its parameters are not those of its configuration: {'; '.join(faults)}; "
-            "unload adapters and unfuse projections first"
+            f"{type(source).__name__}: its weights are not those of its configuration: {'; '.join(faults)}; "
+            "unload adapters, unfuse projections and remove offloading first"
         )
     for name, parameter in parameters.items():
         module, _, leaf = name.rpartition(".")
         setattr(target.get_submodule(module), leaf, parameter)
 
 
+def _replaced(layer: nn.Module, target: nn.Module, name: str) -> bool:
+    """Tell whether `target` has a layer of torch under this name, and `source` one that computes something else."""
+    own = dict(target.named_modules()).get(name)
+    return isinstance(own, (nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.Linear)) and not isinstance(
+        own, type(layer)
+    )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Drop what diffusers says of weights that do not fit: they are refused with an exception."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(
+            ("Some weights of ", "An error occurred while trying to fetch")
+        )
+
     logger = logging.getLogger("diffusers.models.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(keep)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(keep)
 
 
 def _check_source(source: str | Path, options: dict[str, Any]) -> None:
-    remedy = "pickle files can run code when they are loaded; convert the weights to safetensors"
+    """Refuse what is no folder of whole safetensors files, before a model is built; a hub id passes."""
     if options.get("use_safetensors") is False:
-        raise CheckpointError(f"{source}: use_safetensors=False asks for a pickle file; {remedy}")
+        raise CheckpointError(f"{source}: use_safetensors=False asks for a pickle file; {_UNSAFE}")
     path = Path(source)
-    if path.is_file():
-        if path.suffix in _PICKLES:
-            raise CheckpointError(f"{path}: is a pickle file; {remedy}")
+    if path.is_dir():
+        _check_folder(path / (options.get("subfolder") or ""), options.get("variant"))
+    elif path.suffix in _PICKLES and path.is_file():
+        raise CheckpointError(f"{path}: is a pickle file; {_UNSAFE}")
+    elif path.is_file():
         raise CheckpointError(f"{path}: is a file; pass the folder that holds config.json and the weights")
-    if not path.exists() and (
-        path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2
-    ):
+    elif path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
         raise CheckpointError(f"{source}: no such folder; pass a folder that holds config.json, or a hub id")
-    folder = path / (options.get("subfolder") or "")
-    if path.is_dir() and not folder.is_dir():
+
+
+def _check_folder(folder: Path, variant: str | None) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; pass the subfolder that holds config.json")
+    files = {file.name for file in folder.iterdir()}
+    mark = f".{variant}" if variant else ""
+    weights = f"{_WEIGHTS}{mark}.safetensors"
+    indices = {f"{_WEIGHTS}.safetensors.index{mark}.json", f"{_WEIGHTS}.safetensors{mark}.index.json"}
+    pickles = sorted(name for name in files if name.endswith(_PICKLES))
+    if pickles and not any(name.endswith(".safetensors") for name in files):
+        raise CheckpointError(f"{folder}: holds only {_first(pickles)}; {_UNSAFE}")
+    for name in ("config.json", weights):
+        if name not in files and not (name == weights and indices & files):
+            raise CheckpointError(f"{folder}: holds no {name}; pass the folder that save_pretrained wrote")
+    if indices & files:
+        _check_shards(folder / min(indices & files))
+    else:
+        _tensor_names(folder / weights)
+
+
+def _check_shards(index: Path) -> None:
+    try:
+        shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = {index.parent / shard for shard in shards.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: is no list of tensors and their files; {_AGAIN}") from error
+    absent = sorted(file.name for file in files if not file.is_file())
+    if absent:
         raise CheckpointError(
-            f"{path}: has no folder {options['subfolder']!r}; name the subfolder of the weights"
+            f"{index}: lists {len(absent)} of {len(files)} files that are not there ({_first(absent)}); {_AGAIN}"
         )
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-        if pickles:
-            raise CheckpointError(f"{folder}: holds only {_first(pickles)}; {remedy}")
+    found = {file.name: _tensor_names(file) for file in files}
+    lacking = sorted(name for name, shard in shards.items() if name not in found[shard])
+    if lacking:
         raise CheckpointError(
-            f"{folder}: holds no *.safetensors file; pass the folder that save_pretrained wrote"
+            f"{index}: lists tensors that are not in their files ({_first(lacking)}); {_AGAIN}"
         )
+
+
+def _tensor_names(file: Path) -> set[str]:
+    try:
+        with safe_open(
+            file, framework="pt"
+        ) as tensors:  # reads the header, which tells the length of the file
+            return set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as head:
+            pointer = head.read(24).startswith(b"version https://git-lfs")
+        fault = (
+            "is a git-lfs pointer; run `git lfs pull`" if pointer else f"is damaged or incomplete; {_AGAIN}"
+        )
+        raise CheckpointError(f"{file}: {fault} ({_one_line(error)})") from error
 
 
 def _faults(*kinds: tuple[str, Sequence[str]]) -> list[str]:
@@ -126,4 +198,4 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

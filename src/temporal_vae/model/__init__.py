@@ -1,5 +1,5 @@
 """The network as plain modules: readable, differentiable, no tiling, no device code.
 
-Read `blocks.py`, then `encoder.py`, then `decoder.py`. Module names follow the published checkpoint, so that
-a state dict loads strictly.
+Read `blocks.py`, then `encoder.py`, then `decoder.py`. Names and order of the modules follow the published
+checkpoint, so that a state dict loads strictly, and the state of an optimizer, which goes by order, fits too.
 """

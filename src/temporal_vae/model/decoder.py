@@ -30,8 +30,8 @@ class MidBlockTemporalDecoder(nn.Module):
 
     def __init__(self, channels: int, *, layers: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(SpatioTemporalResBlock(channels, channels) for _ in range(layers))
         self.attentions = nn.ModuleList([spatial_attention(channels)])
+        self.resnets = nn.ModuleList(SpatioTemporalResBlock(channels, channels) for _ in range(layers))
 
     def forward(self, x: Tensor, num_frames: int, run: Runner = call) -> Tensor:
         x = run(self.resnets[0], x, num_frames)

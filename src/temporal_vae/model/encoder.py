@@ -38,8 +38,8 @@ class UNetMidBlock2D(Checkpointable):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(SpatialResBlock(channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([spatial_attention(channels)])
+        self.resnets = nn.ModuleList(SpatialResBlock(channels, channels) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.runner
