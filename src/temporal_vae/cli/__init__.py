@@ -1,0 +1,45 @@
+"""The `temporal-vae` command. Its modules import the heavy libraries inside the commands, so `--help` is quick.
+
+Exit codes: 0 done, 1 an error with a message of one line, 2 wrong usage, 130 interrupted.
+"""
+
+import sys
+
+import click
+
+from temporal_vae import __version__
+from temporal_vae.cli.info import info
+from temporal_vae.cli.video import decode, encode, reconstruct
+from temporal_vae.errors import TemporalVaeError
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="temporal-vae")
+def commands() -> None:
+    """Video to latents and back, with the autoencoder of Stable Video Diffusion."""
+
+
+for command in (encode, decode, reconstruct, info):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        sys.exit(commands.main(prog_name="temporal-vae", standalone_mode=False) or 0)
+    except TemporalVaeError as error:
+        _fail(str(error), 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was written", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'temporal-vae'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"temporal-vae: {' '.join(message.split())}", err=True)
+    sys.exit(code)

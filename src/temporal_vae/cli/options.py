@@ -1,0 +1,147 @@
+"""Options that several commands share, and the values they take."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class SizeType(click.ParamType[Any]):
+    """`WIDTH` or `WIDTHxHEIGHT`, in pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse to `(width, height)`; no height keeps the aspect."""
+        width, _, height = str(value).lower().partition("x")
+        try:
+            size = int(width), int(height) if height else None
+        except ValueError:
+            size = (0, None)
+        if size[0] < 1 or (size[1] is not None and size[1] < 1):
+            self.fail(f"{value!r} is no size in pixels; write 320 or 320x180 (width x height)", param, ctx)
+        return size
+
+
+class ClipFramesType(click.ParamType[Any]):
+    """A whole number of frames, or `all`."""
+
+    name = "frames"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse to a number, or to `None` for `all`."""
+        if value in (None, "all"):
+            return None
+        try:
+            frames = int(value)
+        except ValueError:
+            frames = 0
+        if frames < 1:
+            self.fail(f"{value!r} is no length of a clip; write a number of frames from 1 up, or all", param, ctx)
+        return frames
+
+
+class RateType(click.ParamType[Any]):
+    """Frames per second: `24`, `23.976` or `24000/1001`."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse to a fraction."""
+        try:
+            rate = Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            rate = Fraction(0)
+        if rate <= 0:
+            self.fail(f"{value!r} is no frame rate; write 24, 23.976 or 24000/1001", param, ctx)
+        return rate
+
+
+class ColorType(click.ParamType[Any]):
+    """A colour by name or as `#rrggbb`."""
+
+    name = "color"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse to `(red, green, blue)`, 0 to 255."""
+        from PIL import ImageColor
+
+        try:
+            return ImageColor.getrgb(value)[:3]
+        except ValueError:
+            self.fail(f"{value!r} is no colour; write a name such as white, or #rrggbb", param, ctx)
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+model_options = _together(
+    click.option(
+        "--model",
+        default="embedded",
+        show_default=True,
+        help="Folder, Hugging Face id, or `embedded`.",
+    ),
+    click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae."),
+    click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."),
+    click.option("--device", default="cpu", show_default=True, help="To compute on: cpu, cuda, cuda:1, mps."),
+)
+
+selection_options = _together(
+    click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),
+    click.option("--frames", type=click.IntRange(min=1), help="The most frames to read."),
+    click.option("--fps", type=RateType(), help="Resample to this many frames per second."),
+    click.option("--size", type=SizeType(), help="Scale to WIDTH or WIDTHxHEIGHT pixels."),
+    click.option(
+        "--background",
+        type=ColorType(),
+        default="black",
+        show_default=True,
+        help="Colour behind transparent pixels.",
+    ),
+)
+
+cut_options = _together(
+    click.option(
+        "--clip-frames",
+        type=ClipFramesType(),
+        default="25",
+        show_default=True,
+        help="Frames decoded as one clip, or `all`. It changes the pixels: a clip is decoded as a whole.",
+    ),
+    click.option(
+        "--overlap",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Frames that neighbouring clips share and cross-fade over.",
+    ),
+)
+
+output_options = _together(
+    click.option(
+        "--codec",
+        type=click.Choice(("h264", "ffv1", "png", "gif")),
+        help="Of the video; by default that of OUT's suffix: .mp4 h264, .mkv ffv1, .gif gif, a folder png.",
+    ),
+    click.option(
+        "--crf",
+        type=click.IntRange(0, 51),
+        default=18,
+        show_default=True,
+        help="Quality of H.264, 0 (lossless) to 51.",
+    ),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")

@@ -1,0 +1,115 @@
+"""`temporal-vae encode`, `decode` and `reconstruct`: video files through the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from temporal_vae.cli.console import print_json, print_table, progress_bar
+from temporal_vae.cli.models import load_model
+from temporal_vae.cli.options import (
+    cut_options,
+    json_option,
+    model_options,
+    output_options,
+    selection_options,
+)
+
+_SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@selection_options
+@model_options
+@json_option
+def encode(
+    source: str, target: str, model: str, subfolder: str | None, dtype: str, device: str, as_json: bool, **selection: Any
+) -> None:
+    """Encode the video IN into the latent file OUT (*.safetensors).
+
+    IN is a video, an image, a folder of images or a glob such as 'frames/*.png'.
+    """
+    vae = load_model(model, subfolder, dtype, device)
+    from temporal_vae.video.pipeline import encode_video
+
+    with progress_bar("encode") as progress:
+        info = encode_video(source, target, vae=vae, progress=progress, **selection)
+    frames, size = len(info.timestamps), Path(target).stat().st_size
+    if as_json:
+        print_json({"target": target, "frames": frames, "bytes": size, "model": info.model.name})
+    else:
+        click.echo(f"{target}: {frames} frames of {info.width}x{info.height}, {size / 1e6:.1f} MB")
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@cut_options
+@click.option("--sample", "sample_seed", type=int, metavar="SEED", help="Decode a sample of the posterior, not its mean.")
+@click.option("--audio-from", metavar="VIDEO", help="Copy the sound of this video.")
+@output_options
+@model_options
+@json_option
+def decode(
+    source: str, target: str, model: str, subfolder: str | None, dtype: str, device: str, as_json: bool, **options: Any
+) -> None:
+    """Decode the latent file IN into the video OUT, with the size, rate and time stamps of its source."""
+    vae = load_model(model, subfolder, dtype, device)
+    from temporal_vae.video.pipeline import decode_video
+
+    with progress_bar("decode") as progress:
+        info = decode_video(source, target, vae=vae, progress=progress, **options)
+    if as_json:
+        print_json({"target": target, "frames": len(info.timestamps), "size": [info.width, info.height]})
+    else:
+        click.echo(f"{target}: {len(info.timestamps)} frames of {info.width}x{info.height}")
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Write OUT.compare.mp4 and OUT.compare.png too: source, result, amplified difference.",
+)
+@selection_options
+@cut_options
+@output_options
+@model_options
+@json_option
+def reconstruct(
+    source: str, target: str, model: str, subfolder: str | None, dtype: str, device: str, as_json: bool, **options: Any
+) -> None:
+    """Encode and decode the video IN into the video OUT, and say how good the result is.
+
+    Figures are printed and saved to OUT.metrics.json: PSNR and SSIM per frame and over the clip, flicker (the error of
+    frame differences), time per frame and peak memory.
+    """
+    vae = load_model(model, subfolder, dtype, device)
+    from temporal_vae.video.pipeline import reconstruct_video
+
+    with progress_bar("reconstruct") as progress:
+        report = reconstruct_video(source, target, vae=vae, progress=progress, **options)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    print_table(f"{source} → {target}", ["frame", "PSNR dB", "SSIM", "flicker"], _rows(report.per_frame()))
+    for line in report.lines():
+        click.echo(line)
+
+
+def _rows(frames: list[dict[str, float]]) -> list[list[str]]:
+    """A row per frame, or the mean of each stretch of frames where there are many."""
+    step = -(-len(frames) // _SHOWN_FRAMES)
+    rows = []
+    for start in range(0, len(frames), step):
+        stretch = frames[start : start + step]
+        name = str(start) if step == 1 else f"{start}-{start + len(stretch) - 1}"
+        means = [sum(frame[key] for frame in stretch) / len(stretch) for key in ("psnr", "ssim", "flicker")]
+        rows.append([name, f"{means[0]:.2f}", f"{means[1]:.4f}", f"{means[2]:.2f}"])
+    return rows
