@@ -6,18 +6,19 @@ weights, same calls, same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
+from diffusers import AutoencoderKLTemporalDecoder as Published
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
@@ -30,10 +31,12 @@ from temporal_vae.model.encoder import Encoder
 # A pipeline saves and loads parts from libraries it knows, by a base class that the library offers: tell it of ours.
 LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
 
+logger = logging.get_logger(__name__)
+
 _DOWN_BLOCK = "DownEncoderBlock2D"
 
 
-class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):  # type: ignore[misc]
+class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
     """The video autoencoder of Stable Video Diffusion.
 
     A 2D image encoder, a diagonal Gaussian posterior, and a decoder with temporal residual blocks and a final
@@ -84,9 +87,7 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):  # t
             layers_per_block=layers_per_block,
             latent_channels=latent_channels,
         )
-        super(
-            diffusers.AutoencoderKLTemporalDecoder, self
-        ).__init__()  # the parent would build its own network
+        super(Published, self).__init__()  # the parent itself would build its own network
         self.encoder = Encoder(
             in_channels=in_channels,
             latent_channels=latent_channels,
@@ -264,6 +265,33 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):  # t
         model, info = loading.load_strictly(load, pretrained_model_name_or_path, kwargs)
         return (model, info) if with_info else model
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Callable[..., None] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save `config.json` and safetensors weights in a folder, as `diffusers.ModelMixin.save_pretrained` does.
+
+        `safe_serialization=False` asks for a pickle file; it is answered with safetensors and a warning.
+        """
+        if not safe_serialization:
+            logger.warning("%s: saved as safetensors; this package writes no pickle files", save_directory)
+        super().save_pretrained(
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            push_to_hub=push_to_hub,
+            **kwargs,
+        )
+
     @classmethod
     def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKLTemporalDecoder:
         """Load the small model that ships with the package (see its card, `checkpoints/embedded/README.md`)."""
@@ -283,7 +311,7 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):  # t
             InputError: another kind of module.
             CheckpointError: a model whose layers were replaced or added to (LoRA, quantised or fused layers).
         """
-        if not isinstance(module, diffusers.AutoencoderKLTemporalDecoder):
+        if not isinstance(module, Published):
             raise InputError(
                 f"from_module: a {type(module).__name__} is no AutoencoderKLTemporalDecoder; pass `pipe.vae` of an "
                 "SVD-family pipeline"

@@ -148,7 +148,11 @@ def _check_folder(folder: Path, variant: str | None) -> None:
         raise CheckpointError(f"{folder}: holds only {_first(pickles)}; {_UNSAFE}")
     for name in ("config.json", weights):
         if name not in files and not (name == weights and indices & files):
-            raise CheckpointError(f"{folder}: holds no {name}; pass the folder that save_pretrained wrote")
+            # Callers of diffusers look for its words, which name the pickle file it tries last.
+            raise CheckpointError(
+                f"{folder}: holds no {name} (Error no file named {_WEIGHTS}{mark}.bin found in directory {folder}); "
+                "pass the folder that save_pretrained wrote, and its variant"
+            )
     if indices & files:
         _check_shards(folder / min(indices & files))
     else:
