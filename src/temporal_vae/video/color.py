@@ -1,0 +1,195 @@
+"""Colour: from a decoded picture to RGB and back, with the matrix and range the file declares.
+
+swscale converts, with these settings within one level of the formulas of BT.601, BT.709 and BT.2020 (tests check it).
+Its defaults are up to four levels off, and darken. Transfer functions are not touched: PQ and HLG stay what they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import ImageColor
+
+from temporal_vae.errors import InputError, MediaError
+from temporal_vae.video.frames import Color, Frames
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.video.format import VideoFormat
+    from av.video.reformatter import VideoReformatter
+
+# Numbers of ITU-T H.273, names of FFmpeg. Constant-luminance, YCgCo and ICtCp matrices are not among them.
+MATRICES = {
+    "rgb": 0,
+    "bt709": 1,
+    "fcc": 4,
+    "bt470bg": 5,
+    "smpte170m": 6,
+    "smpte240m": 7,
+    "bt2020nc": 9,
+}
+PRIMARIES = {
+    "bt709": 1,
+    "unspecified": 2,
+    "bt470m": 4,
+    "bt470bg": 5,
+    "smpte170m": 6,
+    "smpte240m": 7,
+    "film": 8,
+    "bt2020": 9,
+    "smpte428": 10,
+    "smpte431": 11,
+    "smpte432": 12,
+    "ebu3213": 22,
+}
+TRANSFERS = {
+    "bt709": 1,
+    "unspecified": 2,
+    "gamma22": 4,
+    "gamma28": 5,
+    "smpte170m": 6,
+    "smpte240m": 7,
+    "linear": 8,
+    "log100": 9,
+    "log316": 10,
+    "iec61966-2-4": 11,
+    "bt1361e": 12,
+    "iec61966-2-1": 13,
+    "bt2020-10": 14,
+    "bt2020-12": 15,
+    "smpte2084": 16,
+    "smpte428": 17,
+    "arib-std-b67": 18,
+}
+RANGES = {"limited": 1, "full": 2}
+_UNSUPPORTED = {8: "YCgCo", 10: "BT.2020 constant luminance", 14: "ICtCp", 15: "IPT-C2"}
+
+# SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_FULL_CHR_H_INP
+QUALITY = 4 | 0x40000 | 0x2000 | 0x4000
+
+# Kr and Kb: the weights of red and blue in luma.
+_LUMA = {
+    "bt709": (0.2126, 0.0722),
+    "bt2020nc": (0.2627, 0.0593),
+    "smpte170m": (0.299, 0.114),
+    "bt470bg": (0.299, 0.114),
+}
+
+SRGB = Color(matrix="rgb", range="full", primaries="bt709", transfer="iec61966-2-1")
+"""What a still picture is."""
+
+
+def has_alpha(format: VideoFormat) -> bool:
+    """Whether pictures of this pixel format are partly transparent."""
+    return format.name == "pal8" or any(component.is_alpha for component in format.components)
+
+
+def color_of(frame: VideoFrame, name: str) -> Color:
+    """The colour of a decoded picture; what the file leaves open is filled in as players do.
+
+    An open matrix is BT.709 from 1280 columns or 720 rows on, else BT.601. An open range is full for RGB and for the
+    `yuvj` formats, else limited.
+
+    Raises:
+        MediaError: a matrix that can't be converted; `name` is the file that it names.
+    """
+    matrix = int(frame.colorspace)
+    if frame.format.is_rgb or frame.format.name == "pal8":
+        matrix = 0
+    elif matrix in _UNSUPPORTED:
+        raise MediaError(
+            f"{name}: colour matrix {_UNSUPPORTED[matrix]} is not supported (BT.601, BT.709, BT.2020 are); "
+            "convert the file to one of them"
+        )
+    elif matrix not in MATRICES.values() or matrix == 0:
+        matrix = 1 if frame.width >= 1280 or frame.height >= 720 else 6
+    full = matrix == 0 or frame.format.name.startswith("yuvj") or int(frame.color_range) == RANGES["full"]
+    return Color(
+        matrix=_name_of(MATRICES, matrix),
+        range="full" if full else "limited",
+        primaries=_name_of(PRIMARIES, int(frame.color_primaries)),
+        transfer=_name_of(TRANSFERS, int(frame.color_trc)),
+    )
+
+
+def _name_of(names: dict[str, int], number: int) -> str:
+    return next((name for name, value in names.items() if value == number), "unspecified")
+
+
+def to_rgb(
+    frame: VideoFrame, color: Color, reformatter: VideoReformatter, size: tuple[int, int], background: Frames
+) -> Frames:
+    """A decoded picture as RGB `(h, w, 3)`; transparent parts show `background`.
+
+    Args:
+        frame: any pixel format that FFmpeg has.
+        color: matrix and range by which to read it.
+        reformatter: keeps its tables from frame to frame.
+        size: `(width, height)` of the result. Streams that change size half-way are scaled to the first.
+        background: `(3,)`.
+    """
+    if color.matrix != "rgb":
+        frame.colorspace, frame.color_range = MATRICES[color.matrix], RANGES[color.range]
+    alpha = has_alpha(frame.format)
+    converted = reformatter.reformat(
+        frame,
+        width=size[0],
+        height=size[1],
+        format="rgba" if alpha else "rgb24",
+        interpolation=QUALITY,
+        dst_color_range=RANGES["full"],
+    )
+    pixels = converted.to_ndarray().astype(np.uint8, copy=False)
+    return flatten(pixels, background) if alpha else pixels
+
+
+def flatten(pixels: Frames, background: Frames) -> Frames:
+    """RGBA `(h, w, 4)`, colours not multiplied by alpha, over `background` `(3,)`: RGB `(h, w, 3)`."""
+    alpha = pixels[..., 3:].astype(np.uint32)
+    mixed = pixels[..., :3] * alpha + background * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def parse_background(background: str | tuple[int, int, int]) -> Frames:
+    """`"black"`, `"#ff8800"` or `(255, 136, 0)` as uint8 `(3,)`."""
+    try:
+        values = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in values):
+        raise InputError(
+            f"background={background!r} is no colour; write black, #ff8800 or three numbers 0 to 255"
+        )
+    return np.array(values, np.uint8)
+
+
+def output_color(source: Color | None) -> Color:
+    """The colour in which to store a video whose source had `source`: the same where players agree on it.
+
+    That is BT.601, BT.709 and BT.2020 in either range. Everything else, RGB too, becomes BT.709 limited.
+    """
+    if source is not None and source.matrix in _LUMA:
+        return source
+    known = source is not None and source.primaries != "unspecified"
+    return Color(
+        matrix="bt709",
+        range="limited",
+        primaries=source.primaries if source is not None and known else "bt709",
+        transfer="bt709",
+    )
+
+
+def rgb_to_yuv444(frame: Frames, color: Color) -> Frames:
+    """RGB `(h, w, 3)` as full-range YUV planes `(3, h, w)`.
+
+    swscale's own conversion to full range drops half a level of chroma, which reads back as a green tint.
+    """
+    red, blue = _LUMA[color.matrix]
+    luma = np.array([red, 1 - red - blue, blue])
+    cb = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
+    cr = (np.array([1, 0, 0]) - luma) / (2 * (1 - red))
+    matrix = np.stack([luma, cb, cr]).astype(np.float32)
+    planes = matrix @ frame.reshape(-1, 3).T.astype(np.float32)  # (3, h*w)
+    planes[1:] += 128
+    return np.rint(planes).clip(0, 255).astype(np.uint8).reshape(3, *frame.shape[:2])

@@ -1,0 +1,163 @@
+"""Containers: any file that FFmpeg opens, one upright RGB picture at a time.
+
+Interlaced pictures come as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from temporal_vae.errors import MediaError
+from temporal_vae.video.color import color_of, to_rgb
+from temporal_vae.video.decoding import declared_duration, decode, open_container, tick_of, video_stream
+from temporal_vae.video.frames import Frames, VideoInfo, file_name
+from temporal_vae.video.timing import repair
+
+Picture = tuple[Fraction, Callable[[], Frames]]
+"""Seconds since the first frame of the file, and what renders the frame: upright RGB `(h, w, 3)`."""
+
+_FALLBACK_RATE = Fraction(25)
+_MAX_RATE = 1000  # a "rate" above is a time base that some muxer wrote for want of a rate
+
+
+class ContainerSource:
+    """A video file.
+
+    Args:
+        path: an existing file.
+        background: uint8 `(3,)`, shown through transparent parts.
+        max_pixels: larger pictures are refused before memory is taken for them.
+
+    Attributes:
+        info: what the file is.
+
+    Raises:
+        MediaError: no video in it, damaged, or too large a picture.
+    """
+
+    def __init__(self, path: Path, background: Frames, max_pixels: int) -> None:
+        self._path, self._background, self._max_pixels = path, background, max_pixels
+        with open_container(path, max_pixels) as container:
+            stream = video_stream(container, path, max_pixels)
+            first = next(decode(container, stream, path, max_pixels), None)
+            if first is None:
+                raise MediaError(f"{file_name(path)}: holds no picture that can be decoded; export it again")
+            self._turn = Turn.of(first)
+            self._coded_size = first.width, first.height
+            self._first_tick = tick_of(first) or 0
+            self.info = self._describe(container, stream, first)
+
+    def pictures(self, start: Fraction) -> Iterator[Picture]:
+        """Pictures from `start` seconds on, or from some before."""
+        info = self.info
+        target = self._first_tick + int(start / info.time_base)
+        shown_from = target if start > 0 and self._can_seek(target) else None
+        with open_container(self._path, self._max_pixels) as container:
+            stream = video_stream(container, self._path, self._max_pixels)
+            if shown_from is not None:
+                container.seek(shown_from, stream=stream)
+            frames = decode(container, stream, self._path, self._max_pixels, shown_from)
+            step = 1 / info.rate / info.time_base
+            render = partial(self._render, reformatter=VideoReformatter())
+            for tick, frame in repair(((tick_of(frame), frame) for frame in frames), step):
+                yield (tick - self._first_tick) * info.time_base, partial(render, frame)
+
+    def _can_seek(self, tick: int) -> bool:
+        """Whether seeking lands at or before `tick`. Files without an index may land anywhere."""
+        with open_container(self._path, self._max_pixels) as container:
+            stream = video_stream(container, self._path, self._max_pixels)
+            try:
+                container.seek(tick, stream=stream)
+                first = next(decode(container, stream, self._path, self._max_pixels, tick), None)
+            except (av.FFmpegError, MediaError):
+                return False
+            return first is not None and first.pts is not None and self._first_tick <= first.pts <= tick
+
+    def _render(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:
+        pixels = to_rgb(frame, self.info.color, reformatter, self._coded_size, self._background)
+        return self._turn.apply(pixels)
+
+    def _describe(self, container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> VideoInfo:
+        width, height = self._coded_size
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        if self._turn.transposed:
+            width, height, aspect = height, width, 1 / aspect
+        rate = next(
+            (r for r in (stream.average_rate, stream.guessed_rate) if r and 0 < r <= _MAX_RATE),
+            _FALLBACK_RATE,
+        )
+        duration, time_base = declared_duration(stream), stream.time_base or Fraction(1, 90000)
+        if duration is None and container.duration:
+            duration = Fraction(container.duration, 1_000_000)
+        return VideoInfo(
+            path=file_name(self._path),
+            codec=stream.codec_context.name,
+            height=height,
+            width=width,
+            rate=rate,
+            frames=stream.frames or (None if duration is None else max(1, round(duration * rate))),
+            duration=duration,
+            time_base=time_base,
+            color=color_of(first, file_name(self._path)),
+            rotation=self._turn.degrees,
+            mirrored=self._turn.mirrored,
+            pixel_aspect=aspect,
+            has_audio=bool(container.streams.audio),
+            first_time=self._first_tick * time_base,
+        )
+
+
+class Turn:
+    """How stored pictures are brought upright: swap rows and columns, then reverse columns, then rows.
+
+    Args:
+        matrix: the first two rows and columns of a display matrix: a stored point `(x, y)`, from the centre, is shown
+            at `(a*x + c*y, b*x + d*y)`. Angles between multiples of 90 degrees are taken as the nearest of them.
+    """
+
+    def __init__(self, matrix: tuple[int, int, int, int] = (1, 0, 0, 1)) -> None:
+        a, b, c, d = matrix
+        self.transposed = abs(b) + abs(c) > abs(a) + abs(d)
+        self.reverse_columns = (c if self.transposed else a) < 0
+        self.reverse_rows = (b if self.transposed else d) < 0
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Turn:
+        """The turn that a decoded frame's display matrix asks for."""
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return cls()
+        matrix = np.frombuffer(bytes(data), np.int32)  # 3 x 3, fixed point
+        return cls((int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])))
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether it flips."""
+        return self.transposed ^ self.reverse_columns ^ self.reverse_rows
+
+    @property
+    def degrees(self) -> int:
+        """Degrees clockwise, after a flip left to right if it is `mirrored`."""
+        if self.transposed:
+            return 90 if self.reverse_columns ^ self.mirrored else 270
+        return 180 if self.reverse_rows else 0
+
+    def apply(self, pixels: Frames) -> Frames:
+        """Turn `(h, w, 3)`."""
+        if self.transposed:
+            pixels = pixels.transpose(1, 0, 2)
+        if self.reverse_columns:
+            pixels = pixels[:, ::-1]
+        if self.reverse_rows:
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)

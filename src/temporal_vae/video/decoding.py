@@ -1,0 +1,198 @@
+"""Decoding a container through PyAV, strictly.
+
+A picture that FFmpeg had to patch up, a damaged packet or a file that ends early is an error, after the intact frames
+before it. Damage ahead of the first key frame is passed over: recordings of broadcasts begin like that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from temporal_vae.errors import MediaError
+from temporal_vae.video.frames import file_name
+
+_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones leave the alpha channel out
+_NOT_VIDEO = {"tty"}  # FFmpeg would render any text file in a terminal font
+_TS_PACKETS = (188, 192, 204)  # bytes; the longer ones carry a time code or a checksum
+
+
+def open_container(path: Path, max_pixels: int) -> InputContainer:
+    """Open a local file; `MediaError` where FFmpeg can't."""
+    try:
+        return av.open(f"file:{path}", mode="r", options={"max_pixels": str(max_pixels)})
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{file_name(path)}: can't be read as video or image ({reason_of(error)}); "
+            "it is damaged, incomplete or of another kind: copy or export it again"
+        ) from error
+
+
+def video_stream(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
+    """The first video stream that is not cover art; `MediaError` where there is none, or its frames are too large."""
+    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+    if not streams or container.format.name in _NOT_VIDEO:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise MediaError(f"{file_name(path)}: holds no video, only {kinds}; give a file with a video stream")
+    codec = streams[0].codec_context
+    if codec is None:
+        raise MediaError(
+            f"{file_name(path)}: FFmpeg does not know its video codec; convert the file to H.264"
+        )
+    check_pixels(codec.width, codec.height, path, max_pixels)
+    return streams[0]
+
+
+def check_pixels(width: int, height: int, path: Path, max_pixels: int) -> None:
+    """Refuse a picture of more than `max_pixels` pixels."""
+    if width * height > max_pixels:
+        raise MediaError(
+            f"{file_name(path)}: a picture of {width}x{height} is over the limit of {max_pixels} pixels; "
+            "scale it down, or raise max_pixels if it is meant"
+        )
+
+
+def tick_of(frame: av.VideoFrame) -> int | None:
+    """When a frame is shown, in ticks of its stream; `None` where the file does not tell."""
+    return frame.pts if frame.pts is not None else frame.dts
+
+
+def decode(
+    container: InputContainer, stream: VideoStream, path: Path, max_pixels: int, shown_from: int | None = None
+) -> Iterator[av.VideoFrame]:
+    """Frames in the order of display, those that the decoder delays included.
+
+    Args:
+        container: opened, standing at the beginning or at a key frame.
+        stream: the one to decode.
+        path: for messages.
+        max_pixels: limit of a picture.
+        shown_from: tick before which damage does not matter, after a seek.
+
+    Raises:
+        MediaError: damage, or an end before the declared one; after the frames before it.
+    """
+    decoder = _decoder(stream, max_pixels)
+    tally = _Tally(stream, path)
+    for packet in _packets(container, stream, tally):
+        hidden = tally.last is None or (shown_from is not None and (packet.pts or 0) < shown_from)
+        if packet.is_corrupt and not hidden:
+            raise tally.broken("the data is damaged or breaks off")
+        try:
+            frames = decoder.decode(packet if packet.size else None)
+        except av.FFmpegError as error:
+            if not hidden or (packet.is_keyframe and shown_from is None):
+                raise tally.broken(reason_of(error)) from error
+            continue
+        for frame in frames:
+            tick = tick_of(frame)
+            if frame.is_corrupt and (
+                tally.last is None or (shown_from is not None and (tick or 0) < shown_from)
+            ):
+                continue
+            if frame.is_corrupt:
+                raise tally.broken("the data is damaged")
+            check_pixels(frame.width, frame.height, path, max_pixels)
+            tally.shown(tick)
+            yield frame
+    if missing := tally.missing(from_beginning=shown_from is None):
+        raise tally.broken(missing)
+
+
+def _decoder(stream: VideoStream, max_pixels: int) -> Any:
+    decoder: Any = stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1" and decoder.name in _ALPHA_DECODERS:
+        decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
+    decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(max_pixels)}
+    return decoder
+
+
+def _packets(
+    container: InputContainer, stream: VideoStream, tally: _Tally
+) -> Iterator[av.Packet[VideoStream]]:
+    try:
+        for packet in container.demux(stream):
+            tally.read(packet)
+            yield packet
+    except av.FFmpegError as error:
+        raise tally.broken(reason_of(error)) from error
+
+
+class _Tally:
+    """Counts what was read, and knows what the file declares."""
+
+    def __init__(self, stream: VideoStream, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._time_base = stream.time_base or Fraction(1, 90000)
+        self._packets = 0
+        self._end = 0
+        self._frames = 0
+        self.last: int | None = None  # tick of the last frame that was shown
+
+    def read(self, packet: av.Packet[VideoStream]) -> None:
+        if packet.size:
+            self._packets += 1
+            self._end = max(self._end, (packet.pts or packet.dts or 0) + (packet.duration or 0))
+
+    def shown(self, tick: int | None) -> None:
+        self._frames += 1
+        self.last = tick or 0
+
+    def broken(self, reason: str) -> MediaError:
+        if self.last is None:
+            return MediaError(
+                f"{file_name(self._path)}: no frame can be decoded ({reason}); copy or export it again"
+            )
+        seconds = float((self.last - (self._stream.start_time or 0)) * self._time_base)
+        return MediaError(
+            f"{file_name(self._path)}: broken after frame {self._frames} at {seconds:.3f} s ({reason}); "
+            "copy or export it again, or read only the frames before"
+        )
+
+    def missing(self, from_beginning: bool) -> str | None:
+        """What is missing at the end of the file, if anything."""
+        kind = self._stream.container.format.name
+        size = self._path.stat().st_size
+        if kind == "mpegts" and all(size % length for length in _TS_PACKETS):
+            return "the file ends inside a packet"
+        declared = {"avi": self._stream.frames}.get(kind, 0)
+        if "mp4" in kind:
+            declared = len(self._stream.index_entries)
+        if from_beginning and self._packets < declared:
+            return f"{self._packets} of {declared} frames are in the file"
+        end, duration = self._end * self._time_base, declared_duration(self._stream)
+        if "matroska" in kind and duration is not None and end < duration - Fraction(1, 2):
+            return f"the file ends at {float(end):.3f} s of {float(duration):.3f} s"
+        return None
+
+
+def declared_duration(stream: VideoStream) -> Fraction | None:
+    """Seconds of a stream by its headers, `None` where they do not tell."""
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    if tag := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds
+        return _clock(tag)
+    if isinstance(stream.container, InputContainer) and len(stream.container.streams) == 1:
+        return Fraction(stream.container.duration, 1_000_000) if stream.container.duration else None
+    return None
+
+
+def _clock(text: str) -> Fraction | None:
+    try:
+        hours, minutes, seconds = text.strip().split(":")
+        return timedelta(hours=int(hours), minutes=int(minutes)) // timedelta(seconds=1) + Fraction(seconds)
+    except ValueError:
+        return None
+
+
+def reason_of(error: av.FFmpegError) -> str:
+    """What FFmpeg says went wrong, in a few words."""
+    return (error.strerror or "unknown error").lower()

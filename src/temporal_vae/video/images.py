@@ -1,0 +1,231 @@
+"""Pictures through Pillow: one image, an animation (GIF, WebP, PNG, AVIF), or a series of image files."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from temporal_vae.errors import MediaError
+from temporal_vae.video.color import SRGB, flatten
+from temporal_vae.video.container import Picture
+from temporal_vae.video.decoding import check_pixels
+from temporal_vae.video.frames import Frames, VideoInfo, file_name
+
+STILL_RATE = Fraction(24)
+"""Frames per second of what has none: images and folders of them."""
+
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}
+_SHORTEST = Fraction(1, 100)  # seconds; shorter delays are shown for a tenth, as browsers do
+_SAMPLED = 12
+"""Frames of an animation whose delays give its average rate; finding out all of them would mean decoding all."""
+
+_MILLISECOND = Fraction(1, 1000)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's first bytes are those of an image that Pillow reads."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    starts = (b"GIF8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
+    brands = (b"ftypavif", b"ftypavis")
+    return head.startswith(starts) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in brands
+
+
+class ImageSource:
+    """One image file, still or animated.
+
+    Args:
+        path: an existing file.
+        background: uint8 `(3,)`, shown through transparent parts.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Attributes:
+        info: what the file is; the rate of an animation is the average of its first frames.
+
+    Raises:
+        MediaError: not an image, damaged, or too large.
+    """
+
+    def __init__(self, path: Path, background: Frames, max_pixels: int) -> None:
+        self._path, self._background, self._max_pixels = path, background, max_pixels
+        with _opened(path, max_pixels) as image:
+            self._first = 1 if image.info.get("default_image") else 0  # a PNG's picture for want of animation
+            count = getattr(image, "n_frames", 1) - self._first if image.format in _ANIMATED else 1
+            self._count = max(count, 1)
+            rate = self._average_rate(image)
+            width, height = _upright_size(image)
+            self.info = VideoInfo(
+                path=file_name(path),
+                codec=(image.format or "image").lower(),
+                height=height,
+                width=width,
+                rate=rate,
+                frames=self._count,
+                duration=self._count / rate,
+                time_base=_MILLISECOND if self._count > 1 else 1 / rate,
+                color=SRGB,
+            )
+
+    def _average_rate(self, image: Image.Image) -> Fraction:
+        if self._count == 1:
+            return STILL_RATE
+        shown = min(self._count, _SAMPLED)
+        delays = Fraction(0)
+        for index in range(self._first, self._first + shown):
+            image.seek(index)
+            image.load()
+            delays += _delay(image)
+        return shown / delays
+
+    def pictures(self, start: Fraction) -> Iterator[Picture]:
+        """All pictures; `start` makes no difference, as no animation can be entered half-way."""
+        time = Fraction(0)
+        with _opened(self._path, self._max_pixels) as image:
+            for index in range(self._first, self._first + self._count):
+                if self._count > 1:
+                    image.seek(index)
+                pixels = _pixels(image, self._path, self._background)
+                yield time, partial(_itself, pixels)
+                time += _delay(image)
+
+
+class ImageSeries:
+    """Image files as the frames of a video, in natural order: frame2 before frame10.
+
+    Args:
+        paths: the files.
+        name: what the user gave, for messages.
+        rate: frames per second.
+        background: uint8 `(3,)`, shown through transparent parts.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Attributes:
+        info: what the series is.
+
+    Raises:
+        MediaError: no image among the files, sizes that differ, a damaged file.
+    """
+
+    def __init__(
+        self, paths: list[Path], name: str, rate: Fraction, background: Frames, max_pixels: int
+    ) -> None:
+        self._paths = sorted((path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+        self._background, self._max_pixels = background, max_pixels
+        if not self._paths:
+            raise MediaError(
+                f"{name}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with some"
+            )
+        width, height = self._common_size()
+        self.info = VideoInfo(
+            path=name,
+            codec="images",
+            height=height,
+            width=width,
+            rate=rate,
+            frames=len(self._paths),
+            duration=len(self._paths) / rate,
+            time_base=1 / rate,
+            color=SRGB,
+        )
+
+    def pictures(self, start: Fraction) -> Iterator[Picture]:
+        """Pictures from `start` seconds on, or from one before."""
+        rate = self.info.rate
+        for index in range(max(0, int(start * rate) - 1), len(self._paths)):
+            yield index / rate, partial(self._render, self._paths[index])
+
+    def _render(self, path: Path) -> Frames:
+        with _opened(path, self._max_pixels) as image:
+            return _pixels(image, path, self._background)
+
+    def _common_size(self) -> tuple[int, int]:
+        sizes: dict[tuple[int, int], Path] = {}
+        for path in self._paths:
+            with _opened(path, self._max_pixels) as image:
+                sizes.setdefault(_upright_size(image), path)
+            if len(sizes) > 1:
+                (first, second) = ((file_name(p), f"{w}x{h}") for (w, h), p in sizes.items())
+                raise MediaError(
+                    f"{first[0]} is {first[1]} and {second[0]} is {second[1]}; "
+                    "frames of a video have one size: resize or remove one of them"
+                )
+        return next(iter(sizes))
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose size is checked; whatever Pillow raises while it is in use becomes a `MediaError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
+            image = Image.open(path)
+        with image:
+            check_pixels(*image.size, path, max_pixels)
+            yield image
+    except MediaError:
+        raise
+    except Image.DecompressionBombError:
+        raise MediaError(
+            f"{file_name(path)}: the picture is larger than Pillow opens; scale it down"
+        ) from None
+    except Exception as error:  # Pillow's plugins raise a dozen types on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MediaError(
+            f"{file_name(path)}: not a readable image ({reason}); copy or export it again"
+        ) from error
+
+
+def _pixels(image: Image.Image, path: Path, background: Frames) -> Frames:
+    """The current picture, upright RGB `(h, w, 3)`. The high byte stays of 16-bit colours."""
+    if image.mode.startswith("I"):  # 16-bit grey, in some versions of Pillow widened to 32 bits
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise MediaError(f"{file_name(path)}: 32-bit grey values; convert it to 8 or 16 bits")
+        image = _with_exif(Image.fromarray((values >> 8).astype(np.uint8)), image)
+    elif image.mode == "F":
+        raise MediaError(
+            f"{file_name(path)}: floating-point values of unknown range; convert it to 8 or 16 bits"
+        )
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        return flatten(np.asarray(upright.convert("RGBA")), background)
+    return np.array(upright.convert("RGB"))
+
+
+def _with_exif(image: Image.Image, source: Image.Image) -> Image.Image:
+    image.info["exif"] = source.getexif().tobytes()
+    return image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (
+        (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
+    )  # tag 0x0112: orientation
+
+
+def _delay(image: Image.Image) -> Fraction:
+    """Seconds for which the current picture of an animation is shown."""
+    seconds = Fraction(round(image.info.get("duration") or 0)) * _MILLISECOND
+    return seconds if seconds > _SHORTEST else Fraction(1, 10)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key that reads runs of digits as numbers."""
+    parts = re.findall(r"\d+|\D+", str(path))
+    return [
+        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part.lower()) for part in parts
+    ]
+
+
+def _itself(pixels: Frames) -> Frames:
+    return pixels

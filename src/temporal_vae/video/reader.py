@@ -1,0 +1,187 @@
+"""Videos in, as a stream of upright RGB frames: containers, animations, images, folders and patterns of images."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from temporal_vae.errors import InputError, MediaError
+from temporal_vae.video.color import parse_background
+from temporal_vae.video.container import ContainerSource, Picture
+from temporal_vae.video.frames import Clip, Frames, VideoInfo, check_cut, exact, file_name
+from temporal_vae.video.images import STILL_RATE, ImageSeries, ImageSource, is_image
+from temporal_vae.video.timing import at_rate, starting
+
+MAX_PIXELS = 2**26
+"""Largest picture that is read unless told otherwise: 8192 x 8192."""
+
+Source = ContainerSource | ImageSource | ImageSeries
+Size = int | tuple[int, int | None]
+
+
+class VideoReader:
+    """Reads a video as a stream: only the frames in hand are in memory. A context manager; each iteration starts over.
+
+        with VideoReader("in.mp4", start=2.5, frames=50, size=320) as reader:
+            for frame, timestamp in reader:  # uint8 (h, w, 3), seconds as a Fraction
+                ...
+            for clip in reader.clips(25, overlap=4):
+                ...
+
+    Time stamps are seconds since the first frame of the source, so with `start=2.5` they begin near 2.5. They are
+    the file's own, exactly; those that are missing, repeated or run backwards are set by the nominal rate.
+
+    Args:
+        source: a file of any container FFmpeg opens, an image or animation, a folder of images, or a pattern such as
+            `"frames/*.png"`. Images come in natural order, at 24 frames per second or at `fps`.
+        start: seconds; frames before are left out.
+        frames: the most frames to deliver.
+        fps: frames per second to resample to: the frame nearest in time is shown, none are mixed.
+        size: `(width, height)`, or the width alone to keep the aspect; Lanczos.
+        background: colour behind transparent parts, a name, `"#ff8800"` or three numbers.
+        max_pixels: larger pictures are refused.
+
+    Attributes:
+        info: what the source is.
+        rate, height, width: of the frames that come out.
+
+    Raises:
+        MediaError: a source that is missing, damaged, truncated, too large or has no video. Damage half-way is raised
+            after the intact frames before it.
+        InputError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        start: Fraction | float | str | None = None,
+        frames: int | None = None,
+        fps: Fraction | float | str | None = None,
+        size: Size | None = None,
+        background: str | tuple[int, int, int] = "black",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._start = exact(start or 0, "start")
+        self._fps = None if fps is None else exact(fps, "fps")
+        self._frames = frames
+        if self._start < 0:
+            raise InputError(f"start={start}: seconds from the beginning, 0 or more")
+        if self._fps is not None and self._fps <= 0:
+            raise InputError(f"fps={fps}: frames per second, above 0")
+        if frames is not None and frames < 1:
+            raise InputError(f"frames={frames}: at least 1, or None for all")
+        self._source = _open(source, self._fps or STILL_RATE, parse_background(background), max_pixels)
+        self.info: VideoInfo = self._source.info
+        self.width, self.height = _scaled(self.info, size)
+        self.rate = self._fps or self.info.rate
+        self._running: list[Iterator[tuple[Frames, Fraction]]] = []
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files of iterations that were not finished."""
+        for frames in self._running:
+            frames.close()  # type: ignore[attr-defined]  # a generator
+        self._running.clear()
+
+    @property
+    def expected_frames(self) -> int | None:
+        """How many frames will come, by what the headers tell: an estimate for progress, `None` if they don't tell."""
+        count = self.info.frames
+        if count is None:
+            return self._frames
+        count = max(1, round((count / self.info.rate - self._start) * self.rate))
+        return count if self._frames is None else min(count, self._frames)
+
+    def __iter__(self) -> Iterator[tuple[Frames, Fraction]]:
+        """Yields `(frame, timestamp)`: uint8 `(h, w, 3)`, seconds."""
+        frames = self._read()
+        self._running.append(frames)
+        return frames
+
+    def clips(self, clip_frames: int | None = None, overlap: int = 0) -> Iterator[Clip]:
+        """Yields successive clips; each shares `overlap` frames with the one before, the last may be shorter.
+
+        `clip_frames=None` is one clip of all frames: the one call whose memory grows with the video. The cut is that
+        of `clip_starts`.
+        """
+        check_cut(clip_frames, overlap)
+        held: list[tuple[Frames, Fraction]] = []
+        new = 0
+        for picture in self:
+            if clip_frames is not None and len(held) == clip_frames:
+                yield self._clip(held)
+                held, new = held[clip_frames - overlap :], 0
+            held.append(picture)
+            new += 1
+        if new:
+            yield self._clip(held)
+
+    def _clip(self, held: list[tuple[Frames, Fraction]]) -> Clip:
+        frames, timestamps = zip(*held, strict=True)
+        return Clip(frames=np.stack(frames), timestamps=timestamps, rate=self.rate, color=self.info.color)
+
+    def _read(self) -> Iterator[tuple[Frames, Fraction]]:
+        stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
+        if self._fps is not None and self._fps != self.info.rate:
+            stream = at_rate(stream, self._fps, self.info.rate)
+        count = 0
+        for timestamp, render in islice(stream, self._frames):
+            yield self._resize(render()), timestamp
+            count += 1
+        if not count:
+            raise MediaError(
+                f"{self.info.path}: no frame at or after {float(self._start)} s; choose an earlier start"
+            )
+
+    def _resize(self, frame: Frames) -> Frames:
+        if frame.shape[:2] == (self.height, self.width):
+            return frame
+        resized = Image.fromarray(frame).resize((self.width, self.height), Image.Resampling.LANCZOS)
+        return np.array(resized)
+
+
+def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int) -> Source:
+    path, name = Path(source), file_name(source)
+    try:
+        if path.is_dir():
+            return ImageSeries([p for p in path.iterdir() if p.is_file()], name, rate, background, max_pixels)
+        if not path.exists() and glob.has_magic(str(source)):
+            paths = [Path(match) for match in glob.glob(str(source), recursive=True)]
+            return ImageSeries([p for p in paths if p.is_file()], name, rate, background, max_pixels)
+        if not path.exists():
+            raise MediaError(f"{name}: no such file or folder; check the path")
+        if not path.is_file():
+            raise MediaError(
+                f"{name}: neither a file nor a folder; give a video file, an image or a folder of images"
+            )
+        if path.stat().st_size == 0:
+            raise MediaError(f"{name}: the file is empty; copy or export it again")
+        return (ImageSource if is_image(path) else ContainerSource)(path, background, max_pixels)
+    except OSError as error:
+        raise MediaError(f"{name}: can't be read ({(error.strerror or 'unknown error').lower()})") from error
+
+
+def _scaled(info: VideoInfo, size: Size | None) -> tuple[int, int]:
+    if size is None:
+        return info.width, info.height
+    width, height = (size, None) if isinstance(size, int) else size
+    if height is None:
+        height = max(1, round(Fraction(info.height * width, info.width)))
+    if width < 1 or height < 1:
+        raise InputError(f"size={size}: width and height are at least 1 pixel")
+    return width, height

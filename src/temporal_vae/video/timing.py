@@ -1,0 +1,58 @@
+"""Which frames are shown when: pure functions on streams of `(time, item)`; items are whatever the caller carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import count
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+_ROUNDING = Fraction(1, 1000)
+"""Matroska and others round time stamps to a millisecond."""
+
+
+def repair(stamps: Iterable[tuple[int | None, Item]], step: Fraction) -> Iterator[tuple[int, Item]]:
+    """Make ticks strictly increasing: one that is missing, repeated or runs backwards is put `step` after the last.
+
+    Args:
+        stamps: ticks of a time base, with their items, in the order of display.
+        step: nominal distance of two frames in ticks.
+    """
+    last: int | None = None
+    for tick, item in stamps:
+        if tick is None or (last is not None and tick <= last):
+            tick = 0 if last is None else last + max(1, round(step))
+        yield tick, item
+        last = tick
+
+
+def starting(stream: Iterable[tuple[Fraction, Item]], start: Fraction) -> Iterator[tuple[Fraction, Item]]:
+    """Leave out what is shown before `start` seconds, give or take the millisecond that containers round by."""
+    return ((time, item) for time, item in stream if time >= start - _ROUNDING)
+
+
+def at_rate(
+    stream: Iterable[tuple[Fraction, Item]], fps: Fraction, source_rate: Fraction
+) -> Iterator[tuple[Fraction, Item]]:
+    """Show, at each multiple of `1 / fps` after the first frame, the frame that is nearest in time.
+
+    Frames are dropped or repeated, never mixed. The last frame lasts for `1 / source_rate`.
+    """
+    held: tuple[Fraction, Item] | None = None
+    grid: Iterator[Fraction] = iter(())
+    due = Fraction(0)
+    for time, item in stream:
+        if held is None:
+            grid = (time + index / fps for index in count())
+            due = next(grid)
+        else:
+            while due - held[0] <= time - due:
+                yield due, held[1]
+                due = next(grid)
+        held = time, item
+    if held is not None:
+        while due < held[0] + 1 / source_rate:
+            yield due, held[1]
+            due = next(grid)
