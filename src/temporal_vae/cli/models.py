@@ -24,10 +24,14 @@ def load_model(model: str, subfolder: str | None, dtype: str, device: str) -> Au
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {device}: not on this machine; use cpu, or a device torch sees") from error
+        raise InputError(
+            f"--device {device}: not on this machine; use cpu, or a device torch sees"
+        ) from error
     torch_dtype = getattr(torch, dtype)
     if model == "embedded":
         vae = AutoencoderKLTemporalDecoder.from_embedded(torch_dtype=torch_dtype)
     else:
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(model, subfolder=subfolder, torch_dtype=torch_dtype)
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(
+            model, subfolder=subfolder, torch_dtype=torch_dtype
+        )
     return vae.to(device).eval()

@@ -42,7 +42,9 @@ class ClipFramesType(click.ParamType[Any]):
         except ValueError:
             frames = 0
         if frames < 1:
-            self.fail(f"{value!r} is no length of a clip; write a number of frames from 1 up, or all", param, ctx)
+            self.fail(
+                f"{value!r} is no length of a clip; write a number of frames from 1 up, or all", param, ctx
+            )
         return frames
 
 
@@ -94,7 +96,9 @@ model_options = _together(
         help="Folder, Hugging Face id, or `embedded`.",
     ),
     click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae."),
-    click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
+    ),
     click.option("--device", default="cpu", show_default=True, help="To compute on: cpu, cuda, cuda:1, mps."),
 )
 

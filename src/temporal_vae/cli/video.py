@@ -27,7 +27,14 @@ _SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
 @model_options
 @json_option
 def encode(
-    source: str, target: str, model: str, subfolder: str | None, dtype: str, device: str, as_json: bool, **selection: Any
+    source: str,
+    target: str,
+    model: str,
+    subfolder: str | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+    **selection: Any,
 ) -> None:
     """Encode the video IN into the latent file OUT (*.safetensors).
 
@@ -49,13 +56,26 @@ def encode(
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @cut_options
-@click.option("--sample", "sample_seed", type=int, metavar="SEED", help="Decode a sample of the posterior, not its mean.")
+@click.option(
+    "--sample",
+    "sample_seed",
+    type=int,
+    metavar="SEED",
+    help="Decode a sample of the posterior, not its mean.",
+)
 @click.option("--audio-from", metavar="VIDEO", help="Copy the sound of this video.")
 @output_options
 @model_options
 @json_option
 def decode(
-    source: str, target: str, model: str, subfolder: str | None, dtype: str, device: str, as_json: bool, **options: Any
+    source: str,
+    target: str,
+    model: str,
+    subfolder: str | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Decode the latent file IN into the video OUT, with the size, rate and time stamps of its source."""
     vae = load_model(model, subfolder, dtype, device)
@@ -83,7 +103,14 @@ def decode(
 @model_options
 @json_option
 def reconstruct(
-    source: str, target: str, model: str, subfolder: str | None, dtype: str, device: str, as_json: bool, **options: Any
+    source: str,
+    target: str,
+    model: str,
+    subfolder: str | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Encode and decode the video IN into the video OUT, and say how good the result is.
 

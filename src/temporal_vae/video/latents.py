@@ -1,0 +1,294 @@
+"""Latent files: the posterior of every frame of a video, and all it takes to restore the video as it was.
+
+A latent file is safetensors: tensors `mean` and `logvar`, `(t, z, h, w)`, unscaled, and a JSON text of metadata
+under the key `temporal_vae`. It is written and read as a stream, so memory does not grow with the video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.checkpoints.loading import EMBEDDED
+from temporal_vae.errors import LatentFileError
+from temporal_vae.video.frames import Color, clip_starts
+from temporal_vae.video.outputs import complete_or_nothing
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "temporal_vae"
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_PROBED = 4  # values of each tensor that a probe holds
+_PROBE_TOLERANCE = 2**-7  # relative; rounding to bfloat16 moves a weight by 2**-9 at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Which model made some latents.
+
+    Attributes:
+        name: folder, hub id or `embedded`; for people.
+        config: the configuration, without the keys that only inform.
+        encoder_probe: a few values of every encoder tensor. Compared within the rounding of half precision, so
+            that the same weights in another dtype, or with a fine-tuned decoder, are the same model.
+    """
+
+    name: str
+    config: dict[str, Any]
+    encoder_probe: list[float]
+
+    @classmethod
+    def of(cls, vae: AutoencoderKLTemporalDecoder) -> ModelIdentity:
+        """Identify a loaded model."""
+        keys = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels")
+        config: dict[str, Any] = {key: vae.config[key] for key in (*keys, "scaling_factor")}
+        config["block_out_channels"] = list(config["block_out_channels"])
+        tensors = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
+        probe = [
+            value for tensor in tensors for value in tensor.detach().flatten()[:_PROBED].float().tolist()
+        ]
+        return cls(name=_model_name(vae), config=config, encoder_probe=probe)
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of the configuration."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    def made_by(self, other: ModelIdentity) -> bool:
+        """Whether latents of `other` can be decoded by this model."""
+        if self.config_sha256 != other.config_sha256 or len(self.encoder_probe) != len(other.encoder_probe):
+            return False
+        own, theirs = torch.tensor(self.encoder_probe), torch.tensor(other.encoder_probe)
+        return torch.allclose(own, theirs, rtol=_PROBE_TOLERANCE, atol=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentInfo:
+    """The metadata of a latent file.
+
+    Attributes:
+        model: which model made the latents.
+        source_name: file name of the video.
+        source_sha256: hash of the video's bytes; empty where the source is not one file.
+        rate: nominal frames per second.
+        height, width: size of the source's frames in pixels.
+        padded_height, padded_width: the size that was encoded, a multiple of the model's factor.
+        color: colour description of the source.
+        pixel_aspect: width of a pixel over its height.
+        time_base: seconds of which every time stamp of the source is a whole multiple.
+        timestamps: seconds of each frame.
+    """
+
+    model: ModelIdentity
+    source_name: str
+    source_sha256: str
+    rate: Fraction
+    height: int
+    width: int
+    padded_height: int
+    padded_width: int
+    color: Color
+    pixel_aspect: Fraction
+    time_base: Fraction
+    timestamps: tuple[Fraction, ...] = ()
+
+    def to_json(self) -> str:
+        """Metadata as the JSON text of the file; fractions as `"num/den"`, time stamps over one denominator."""
+        tick = Fraction(1, lcm(*(stamp.denominator for stamp in self.timestamps)))
+        fields = asdict(self) | {
+            "format_version": FORMAT_VERSION,
+            "config_sha256": self.model.config_sha256,
+            "timestamps": {"tick": str(tick), "ticks": [int(stamp / tick) for stamp in self.timestamps]},
+        }
+        return json.dumps(fields, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> LatentInfo:
+        """Read what `to_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        fields = json.loads(text)
+        if (version := fields.pop("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"is of format version {version}; this release reads version {FORMAT_VERSION}")
+        config_sha256 = fields.pop("config_sha256")
+        stamps = fields.pop("timestamps")
+        model = ModelIdentity(**fields.pop("model"))
+        if model.config_sha256 != config_sha256:
+            raise ValueError("holds a configuration that does not match its hash")
+        return cls(
+            model=model,
+            color=Color(**fields.pop("color")),
+            timestamps=tuple(count * Fraction(stamps["tick"]) for count in stamps["ticks"]),
+            rate=Fraction(fields.pop("rate")),
+            pixel_aspect=Fraction(fields.pop("pixel_aspect")),
+            time_base=Fraction(fields.pop("time_base")),
+            **fields,
+        )
+
+
+class LatentWriter:
+    """Writes a latent file as a stream. The file appears under its name when the `with` block ends well.
+
+    Args:
+        target: the file to write, `.safetensors`.
+        info: metadata; its time stamps are those of the frames that are written.
+
+    Raises:
+        LatentFileError: a target that cannot be written.
+    """
+
+    def __init__(self, target: str | Path, info: LatentInfo) -> None:
+        self.target = Path(target)
+        self.info = info
+        self._timestamps: list[Fraction] = []
+        self._shape: tuple[int, ...] = ()
+        self._dtype = torch.float32
+        self._open = ExitStack()
+        if self.target.suffix != ".safetensors":
+            raise LatentFileError(f"{self.target}: latent files are safetensors; name it *.safetensors")
+        if not self.target.parent.is_dir():
+            raise LatentFileError(f"{self.target}: no folder {self.target.parent}; create it first")
+
+    def __enter__(self) -> LatentWriter:
+        # The header of safetensors comes first and holds the length, so each tensor waits in a file of its own.
+        self._parts: dict[str, IO[bytes]] = {
+            name: self._open.enter_context(tempfile.TemporaryFile(dir=self.target.parent))  # noqa: SIM115
+            for name in ("mean", "logvar")
+        }
+        return self
+
+    def __len__(self) -> int:
+        """Frames written so far."""
+        return len(self._timestamps)
+
+    def write(self, mean: Tensor, logvar: Tensor, timestamps: Sequence[Fraction]) -> None:
+        """Append frames: `(t, z, h, w)` each, and their time stamps in seconds."""
+        self._shape, self._dtype = tuple(mean.shape[1:]), mean.dtype
+        self._timestamps += timestamps
+        for part, tensor in zip(self._parts.values(), (mean, logvar), strict=True):
+            part.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._open:
+            if kind is None:
+                self._assemble()
+
+    def _assemble(self) -> None:
+        if not self._timestamps:
+            raise LatentFileError(f"{self.target}: there are no frames to write")
+        self.info = replace(self.info, timestamps=tuple(self._timestamps))
+        header: dict[str, Any] = {"__metadata__": {_METADATA_KEY: self.info.to_json()}}
+        offset = 0
+        for name, part in self._parts.items():
+            size = part.tell()
+            header[name] = {
+                "dtype": _DTYPE_NAMES[self._dtype],
+                "shape": [len(self._timestamps), *self._shape],
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+        with complete_or_nothing(self.target) as temporary, temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for part in self._parts.values():
+                part.seek(0)
+                shutil.copyfileobj(part, file)
+
+
+class LatentReader:
+    """Reads a latent file as a stream; a context manager.
+
+    Attributes:
+        info: the metadata.
+
+    Raises:
+        LatentFileError: a file that is missing, damaged, of another version or kind, or made by another model.
+    """
+
+    def __init__(self, source: str | Path, *, vae: AutoencoderKLTemporalDecoder | None = None) -> None:
+        """Open `source` and check it; with `vae`, refuse latents that another model made."""
+        self.source = Path(source)
+        if not self.source.is_file():
+            raise LatentFileError(
+                f"{self.source}: no such file; pass a file that `temporal-vae encode` wrote"
+            )
+        try:
+            self._file: Any = safe_open(str(self.source), framework="pt")
+            self.info = LatentInfo.from_json((self._file.metadata() or {})[_METADATA_KEY])
+            self._tensors = {name: self._file.get_slice(name) for name in ("mean", "logvar")}
+            self._check_shapes()
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise LatentFileError(f"{self.source}: {_reason(error)}; encode the video again") from error
+        if vae is not None:
+            self._check_model(ModelIdentity.of(vae))
+
+    def _check_shapes(self) -> None:
+        mean, logvar = (tuple(tensor.get_shape()) for tensor in self._tensors.values())
+        if mean != logvar or len(mean) != 4 or mean[0] != len(self.info.timestamps):
+            raise ValueError(
+                f"holds mean {mean} and logvar {logvar} for {len(self.info.timestamps)} time stamps, which do not match"
+            )
+
+    def _check_model(self, identity: ModelIdentity) -> None:
+        if not identity.made_by(self.info.model):
+            raise LatentFileError(
+                f"{self.source}: made by model {self.info.model.name!r} "
+                f"(config {self.info.model.config_sha256[:8]}), not by {identity.name!r} "
+                f"(config {identity.config_sha256[:8]}); decode with the model that encoded"
+            )
+
+    def __len__(self) -> int:
+        return len(self.info.timestamps)
+
+    def __enter__(self) -> LatentReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.__exit__(None, None, None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(t, z, h, w)`."""
+        return tuple(self._tensors["mean"].get_shape())
+
+    @property
+    def dtype(self) -> str:
+        """Type of the numbers, as safetensors names it: `F32`, `BF16` or `F16`."""
+        return str(self._tensors["mean"].get_dtype())
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of frames `start` to `stop` (exclusive), `(t, z, h, w)` each."""
+        return self._tensors["mean"][start:stop], self._tensors["logvar"][start:stop]
+
+    def clips(self, clip_frames: int | None, overlap: int = 0) -> Iterator[tuple[range, Tensor, Tensor]]:
+        """Frame numbers, mean and log-variance of successive clips; `None` frames for one clip of all."""
+        for start, stop in clip_starts(len(self), clip_frames, overlap):
+            yield range(start, stop), *self.read(start, stop)
+
+
+def _model_name(vae: AutoencoderKLTemporalDecoder) -> str:
+    name = vae.config.get("_name_or_path") or "unnamed"
+    return "embedded" if Path(name) == EMBEDDED else str(name)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SafetensorError):
+        return f"is no complete safetensors file ({error})"
+    if isinstance(error, KeyError):
+        return f"is no latent file of this package ({error} is missing)"
+    return " ".join(str(error).split())

@@ -1,0 +1,203 @@
+"""The commands, run as a user runs them, on a rendered clip and a model with random weights."""
+
+import json
+import re
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import config, randomise
+
+from temporal_vae import AutoencoderKLTemporalDecoder, cli
+from temporal_vae.video.latents import LatentReader
+from temporal_vae.video.reader import VideoReader
+from temporal_vae.video.writer import VideoWriter
+
+FRAMES, HEIGHT, WIDTH = 7, 35, 46  # sizes that a factor of 4 does not divide
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A lossless clip with uneven time stamps, a model, and its latents."""
+    folder = tmp_path_factory.mktemp("commands")
+    ramp = np.linspace(0, 200, WIDTH)[None, :, None] + np.arange(HEIGHT)[:, None, None]
+    frames = np.stack([np.roll(ramp, 3 * t, axis=1).repeat(3, axis=2) for t in range(FRAMES)]).astype(
+        np.uint8
+    )
+    with VideoWriter(folder / "in.mkv", rate=25) as writer:
+        writer.write(frames, STAMPS)
+    options = config(block_out_channels=(32, 32, 64), latent_channels=8)
+    randomise(AutoencoderKLTemporalDecoder(**options)).save_pretrained(folder / "model" / "vae")
+    run("encode", folder / "in.mkv", folder / "in.safetensors", *of_model(folder))
+    return folder
+
+
+STAMPS = tuple(Fraction(40 * t + (t % 2) * 10, 1000) for t in range(FRAMES))
+
+
+def of_model(folder: Path) -> tuple[str, ...]:
+    return "--model", str(folder / "model"), "--subfolder", "vae"
+
+
+def run(*words: object) -> int:
+    """Run a command in this process and return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["temporal-vae", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    return stop.value.code
+
+
+def read(path: Path) -> tuple[np.ndarray, tuple[Fraction, ...]]:
+    with VideoReader(path) as reader:
+        clip = next(reader.clips(None))
+    return clip.frames, clip.timestamps
+
+
+def test_encode_then_decode_restores_size_and_time_stamps(folder):
+    with LatentReader(folder / "in.safetensors") as latents:
+        assert latents.shape == (FRAMES, 8, 9, 12)
+        assert (latents.info.height, latents.info.width) == (HEIGHT, WIDTH)
+        assert latents.info.timestamps == STAMPS
+    assert run("decode", folder / "in.safetensors", folder / "out.mkv", *of_model(folder)) == 0
+    frames, stamps = read(folder / "out.mkv")
+    assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert stamps == STAMPS
+
+
+def test_reconstruct_is_encode_and_decode(folder, capsys):
+    run(
+        "decode",
+        folder / "in.safetensors",
+        folder / "out.mkv",
+        *of_model(folder),
+        "--clip-frames",
+        3,
+        "--overlap",
+        1,
+    )
+    words = ("--clip-frames", 3, "--overlap", 1, "--compare", "--json", *of_model(folder))
+    capsys.readouterr()
+    assert run("reconstruct", folder / "in.mkv", folder / "again.mkv", *words) == 0
+    decoded, again = read(folder / "out.mkv")[0], read(folder / "again.mkv")[0]
+    assert np.abs(decoded.astype(int) - again).max() <= 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((folder / "again.metrics.json").read_text())
+    assert printed["summary"]["frames"] == len(printed["per_frame"]) == FRAMES
+    error = np.square(read(folder / "in.mkv")[0].astype(float) - again).mean(axis=(1, 2, 3))
+    assert [row["psnr"] for row in printed["per_frame"]] == pytest.approx(10 * np.log10(255**2 / error))
+    assert read(folder / "again.compare.mp4")[0].shape == (FRAMES, HEIGHT, 3 * WIDTH, 3)
+    assert (folder / "again.compare.png").is_file()
+
+
+def test_clip_frames_change_the_pixels(folder):
+    for words in (("all",), ("25",), ("3",)):
+        run(
+            "decode",
+            folder / "in.safetensors",
+            folder / f"cut{words[0]}.mkv",
+            *of_model(folder),
+            "--clip-frames",
+            *words,
+        )
+    whole, long, short = (read(folder / f"cut{name}.mkv")[0] for name in ("all", "25", "3"))
+    assert np.array_equal(whole, long)
+    assert not np.array_equal(whole, short)
+
+
+def test_a_sample_of_the_posterior_follows_its_seed(folder):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("decode", folder / "in.safetensors", folder / f"{name}.mkv", *of_model(folder), "--sample", seed)
+    a, b, c = (read(folder / f"{name}.mkv")[0] for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(folder, dtype):
+    latents = folder / f"{dtype}.safetensors"
+    assert run("encode", folder / "in.mkv", latents, "--frames", 2, "--dtype", dtype, *of_model(folder)) == 0
+    assert run("decode", latents, folder / f"{dtype}.mkv", "--dtype", dtype, *of_model(folder)) == 0
+    with LatentReader(latents) as reader, LatentReader(folder / "in.safetensors") as exact:
+        assert reader.dtype == ("BF16" if dtype == "bfloat16" else "F32")  # float16 is upcast to encode
+        close = {"rtol": 0.1, "atol": 0.1} if dtype == "bfloat16" else {"rtol": 0.01, "atol": 0.01}
+        assert np.allclose(reader.read(0, 2)[0].float(), exact.read(0, 2)[0], **close)
+
+
+def test_selection(folder):
+    words = ("--start", "0.1", "--frames", 2, "--size", "24x20", *of_model(folder))
+    assert run("encode", folder / "in.mkv", folder / "part.safetensors", *words) == 0
+    with LatentReader(folder / "part.safetensors") as latents:
+        assert latents.shape == (2, 8, 5, 6)
+        assert latents.info.timestamps == STAMPS[3:5]
+
+
+def test_info_describes_models_and_latents(folder, capsys):
+    assert run("info", *of_model(folder)[1:], "--json") == 0
+    model = json.loads(capsys.readouterr().out)
+    assert model["block_out_channels"] == [32, 32, 64]
+    assert model["spatial_factor"] == 4
+    assert model["parameters"] == sum(
+        p.numel() for p in AutoencoderKLTemporalDecoder.from_pretrained(folder / "model" / "vae").parameters()
+    )
+    assert run("info", folder / "in.safetensors", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["shape"] == [FRAMES, 8, 9, 12]
+    assert run("info", *of_model(folder)[1:]) == 0
+    assert "spatial_factor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("encode", "missing.mp4", "x.safetensors"), 1, "missing.mp4: no such file"),
+        (("encode", "{in}", "x.mp4"), 1, r"name it \*.safetensors"),
+        (("encode", "{in}", "missing/x.safetensors"), 1, "create it first"),
+        (("decode", "{in}", "x.mp4"), 1, "is no complete safetensors file"),
+        (("decode", "{latents}", "x.xyz"), 1, "x.xyz"),
+        (("decode", "{latents}", "x.mp4", "--overlap", "25"), 1, "overlap=25"),
+        (("reconstruct", "{in}", "x.mp4", "--device", "nowhere"), 1, "--device nowhere"),
+        (("reconstruct", "{in}", "x.mp4", "--model", "./missing"), 1, "no such folder"),
+        (("reconstruct", "{in}", "x.mp4", "--size", "big"), 2, "is no size"),
+        (("reconstruct", "{in}", "x.mp4", "--clip-frames", "0"), 2, "is no length"),
+        (("reconstruct", "{in}", "x.mp4", "--fps", "1/0"), 2, "is no frame rate"),
+        (("reconstruct", "{in}", "x.mp4", "--background", "nocolour"), 2, "is no colour"),
+        (
+            (
+                "reconstruct",
+                "{in}",
+            ),
+            2,
+            "Missing argument",
+        ),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_bad_input_says_why_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    names = {"in": folder / "in.mkv", "latents": folder / "in.safetensors"}
+    words = [word.format(**names) for word in words]
+    model = () if "--model" in words or len(words) < 3 else of_model(folder)
+    assert run(*words, *model) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(message, printed.err)
+    if code == 1:
+        assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_loads_neither_torch_nor_av(folder):
+    check = (
+        "import sys; sys.argv = ['temporal-vae', 'reconstruct', '--help']\n"
+        "from temporal_vae.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'av', 'diffusers', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--clip-frames" in done.stdout
