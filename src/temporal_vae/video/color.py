@@ -76,6 +76,8 @@ _LUMA = {
     "bt470bg": (0.299, 0.114),
 }
 
+_STRETCHED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+
 SRGB = Color(matrix="rgb", range="full", primaries="bt709", transfer="iec61966-2-1")
 """What a still picture is."""
 
@@ -141,6 +143,8 @@ def to_rgb(
         dst_color_range=RANGES["full"],
     )
     pixels = converted.to_ndarray().astype(np.uint8, copy=False)
+    if color.range == "limited" and len(frame.format.components) <= 2:
+        pixels = _STRETCHED[pixels]  # swscale takes all grey to be full range
     return flatten(pixels, background) if alpha else pixels
 
 
@@ -193,3 +197,14 @@ def rgb_to_yuv444(frame: Frames, color: Color) -> Frames:
     planes = matrix @ frame.reshape(-1, 3).T.astype(np.float32)  # (3, h*w)
     planes[1:] += 128
     return np.rint(planes).clip(0, 255).astype(np.uint8).reshape(3, *frame.shape[:2])
+
+
+def subsample(plane: Frames) -> Frames:
+    """Halve a chroma plane `(h, w)` of even size both ways, to samples that lie where H.264 takes them to lie.
+
+    That is on every other column, and between two rows. swscale puts them between columns too, unless it is told
+    otherwise through a field that PyAV does not offer: read back, all colours would be a quarter pixel off.
+    """
+    rows = plane[0::2].astype(np.uint16) + plane[1::2]
+    before = np.concatenate([rows[:, :1], rows[:, 1:-1:2]], axis=1)
+    return ((before + 2 * rows[:, 0::2] + rows[:, 1::2] + 4) >> 3).astype(np.uint8)

@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from temporal_vae.video.audio import AudioCopy
-from temporal_vae.video.color import MATRICES, PRIMARIES, QUALITY, RANGES, TRANSFERS, rgb_to_yuv444
+from temporal_vae.video.color import MATRICES, PRIMARIES, QUALITY, RANGES, TRANSFERS, rgb_to_yuv444, subsample
 from temporal_vae.video.frames import Color, Frames
 
 _FINE = 10_000  # ticks per second at least
@@ -158,19 +158,30 @@ class _Yuv:
         self.format = "yuv444p" if width % 2 or height % 2 else "yuv420p"
 
     def of(self, frame: Frames) -> av.VideoFrame:
-        if self._color.range == "full":
-            picture = av.VideoFrame.from_ndarray(rgb_to_yuv444(frame, self._color), format="yuv444p")
-            picture.colorspace = MATRICES[self._color.matrix]
+        planes = self._planes(frame)
+        if self.format == "yuv420p":
+            luma, *chroma = planes
+            stored = np.concatenate([luma.ravel(), *(subsample(plane).ravel() for plane in chroma)])
+            packed = stored.reshape(-1, luma.shape[1])  # (h * 3 / 2, w), as PyAV takes it
         else:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            packed = np.stack(planes)  # (3, h, w)
+        picture = av.VideoFrame.from_ndarray(packed, format=self.format)
+        picture.colorspace, picture.color_range = MATRICES[self._color.matrix], RANGES[self._color.range]
+        return picture
+
+    def _planes(self, frame: Frames) -> list[Frames]:
+        if self._color.range == "full":
+            return list(rgb_to_yuv444(frame, self._color))
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.color_range = RANGES["full"]
-        return self._reformatter.reformat(
+        converted = self._reformatter.reformat(
             picture,
-            format=self.format,
+            format="yuv444p",
             interpolation=QUALITY,
             dst_colorspace=MATRICES[self._color.matrix],
-            dst_color_range=RANGES[self._color.range],
+            dst_color_range=RANGES["limited"],
         )
+        return list(converted.to_ndarray().astype(np.uint8, copy=False))
 
 
 class _PlainRgb:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import count
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -41,18 +40,16 @@ def at_rate(
     Frames are dropped or repeated, never mixed. The last frame lasts for `1 / source_rate`.
     """
     held: tuple[Fraction, Item] | None = None
-    grid: Iterator[Fraction] = iter(())
-    due = Fraction(0)
+    first, shown = Fraction(0), 0
     for time, item in stream:
         if held is None:
-            grid = (time + index / fps for index in count())
-            due = next(grid)
+            first = time
         else:
-            while due - held[0] <= time - due:
+            while (due := first + shown / fps) - held[0] <= time - due:
                 yield due, held[1]
-                due = next(grid)
+                shown += 1
         held = time, item
     if held is not None:
-        while due < held[0] + 1 / source_rate:
+        while (due := first + shown / fps) < held[0] + 1 / source_rate:
             yield due, held[1]
-            due = next(grid)
+            shown += 1
