@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,11 @@ def reconstruct(
     if as_json:
         print_json(report.to_dict())
         return
-    print_table(f"{source} → {target}", ["frame", "PSNR dB", "SSIM", "flicker"], _rows(report.per_frame()))
+    print_table(
+        f"{Path(source).name} → {Path(target).name}",
+        ["frame", "PSNR dB", "SSIM", "flicker"],
+        _rows(report.per_frame()),
+    )
     for line in report.lines():
         click.echo(line)
 
@@ -137,6 +142,14 @@ def _rows(frames: list[dict[str, float]]) -> list[list[str]]:
     for start in range(0, len(frames), step):
         stretch = frames[start : start + step]
         name = str(start) if step == 1 else f"{start}-{start + len(stretch) - 1}"
-        means = [sum(frame[key] for frame in stretch) / len(stretch) for key in ("psnr", "ssim", "flicker")]
-        rows.append([name, f"{means[0]:.2f}", f"{means[1]:.4f}", f"{means[2]:.2f}"])
+        psnr, ssim, flicker = (
+            _mean([frame[key] for frame in stretch]) for key in ("psnr", "ssim", "flicker")
+        )
+        rows.append([name, f"{psnr:.2f}", f"{ssim:.4f}", "" if isnan(flicker) else f"{flicker:.2f}"])
     return rows
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of what is defined; the first frame has no flicker."""
+    defined = [value for value in values if not isnan(value)]
+    return sum(defined) / len(defined) if defined else nan
