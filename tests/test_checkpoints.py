@@ -50,7 +50,7 @@ def test_state_dict_loads_strictly_both_ways(models):
 def test_missing_weights_are_refused_by_load_state_dict(models):
     state = models[1].state_dict()
     del state["quant_conv.weight"]
-    with pytest.raises(RuntimeError, match="quant_conv.weight"):
+    with pytest.raises(RuntimeError, match=r"quant_conv\.weight"):
         Ours(**config(**TINY)).load_state_dict(state)
 
 
@@ -62,6 +62,11 @@ def test_folder(models, tmp_path, saver, loader, low_cpu_mem_usage):
     assert type(loaded) is loader
     assert not loaded.training
     assert_same_weights(loaded, models[1])
+
+
+def test_no_pickle_is_written(models, tmp_path):
+    models[0].save_pretrained(tmp_path, safe_serialization=False)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", WEIGHTS}
 
 
 def test_config_file(models, tmp_path):

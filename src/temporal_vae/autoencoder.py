@@ -7,6 +7,7 @@ weights, same calls, same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,10 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         _check_batch(
             "decode", z, channels=self.config.latent_channels, axes="(frames, channels, height, width)"
         )
-        if num_frames < 1 or z.shape[0] % num_frames:
+        if not _is_count(num_frames) or z.shape[0] % num_frames:
             raise InputError(
                 f"decode: a batch of {z.shape[0]} latents is not made of clips of num_frames={num_frames}; "
-                "pass the number of frames of each clip, a divisor of the batch"
+                "pass the number of frames of each clip, a whole number that divides the batch"
             )
 
     # Attention processors
@@ -350,8 +351,12 @@ def _check_config(
     **counts: int,
 ) -> None:
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not _is_count(count):
             raise ConfigError(f"configuration: {name}={count!r} must be a whole number of at least 1")
+    levels = {"down_block_types": down_block_types, "block_out_channels": block_out_channels}
+    for name, values in levels.items():
+        if not isinstance(values, (list, tuple)):
+            raise ConfigError(f"configuration: {name}={values!r} must be a list with one entry per level")
     if len(down_block_types) != len(block_out_channels) or not block_out_channels:
         raise ConfigError(
             f"configuration: down_block_types has {len(down_block_types)} entries and block_out_channels "
@@ -363,13 +368,17 @@ def _check_config(
                 f"configuration: down_block_types holds {block!r}; every level is a {_DOWN_BLOCK!r}"
             )
     for width in block_out_channels:
-        if not isinstance(width, int) or width < 1 or width % GROUPS:
+        if not _is_count(width) or width % GROUPS:
             raise ConfigError(
                 f"configuration: block_out_channels holds {width!r}; each must be a positive multiple of {GROUPS}, "
                 "the number of groups of every norm"
             )
     if not isinstance(scaling_factor, (int, float)) or not scaling_factor > 0:
         raise ConfigError(f"configuration: scaling_factor={scaling_factor!r} must be a number above 0")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def _check_batch(call: str, x: Any, *, channels: int, axes: str) -> None:

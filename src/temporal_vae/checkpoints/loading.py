@@ -153,6 +153,7 @@ def _check_folder(folder: Path, variant: str | None) -> None:
                 f"{folder}: holds no {name} (Error no file named {_WEIGHTS}{mark}.bin found in directory {folder}); "
                 "pass the folder that save_pretrained wrote, and its variant"
             )
+    _read_object(folder / "config.json")
     if indices & files:
         _check_shards(folder / min(indices & files))
     else:
@@ -161,9 +162,9 @@ def _check_folder(folder: Path, variant: str | None) -> None:
 
 def _check_shards(index: Path) -> None:
     try:
-        shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        shards: dict[str, str] = _read_object(index)["weight_map"]
         files = {index.parent / shard for shard in shards.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: is no list of tensors and their files; {_AGAIN}") from error
     absent = sorted(file.name for file in files if not file.is_file())
     if absent:
@@ -176,6 +177,18 @@ def _check_shards(index: Path) -> None:
         raise CheckpointError(
             f"{index}: lists tensors that are not in their files ({_first(lacking)}); {_AGAIN}"
         )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file}: is no JSON ({_one_line(error)}); {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file}: holds a {type(content).__name__} where a JSON object belongs; {_AGAIN}"
+        )
+    return content
 
 
 def _tensor_names(file: Path) -> set[str]:

@@ -1,0 +1,57 @@
+"""What an import pulls in, and which way the dependencies point."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import temporal_vae
+
+PACKAGE = Path(temporal_vae.__file__).parent
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Names of the top-level modules in a fresh interpreter after `statement`."""
+    code = f"{statement}\nimport sys\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+def test_import_is_light():
+    heavy = {"torch", "numpy", "av", "diffusers", "transformers", "accelerate", "PIL"}
+    assert loaded_after("import temporal_vae") & heavy == set()
+    assert {"torch", "diffusers"} <= loaded_after("from temporal_vae import AutoencoderKLTemporalDecoder")
+
+
+def test_public_names():
+    assert temporal_vae.__all__ == sorted(temporal_vae.__all__)
+    assert dir(temporal_vae) == temporal_vae.__all__
+    for name in temporal_vae.__all__:
+        assert getattr(temporal_vae, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'autoencoder_kl'"):
+        _ = temporal_vae.autoencoder_kl
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules that a file imports anywhere in it, by full name."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_the_network_needs_nothing_else_of_the_package():
+    files = sorted((PACKAGE / "model").glob("*.py"))
+    assert len(files) >= 4
+    own = {name for file in files for name in imports_of(file) if name.startswith("temporal_vae")}
+    assert own
+    assert all(name.startswith("temporal_vae.model.") for name in own)

@@ -1,0 +1,300 @@
+"""The calls of the class beyond its numbers: outputs, processors, fused projections, checkpointing, sharing."""
+
+import copy
+import pickle
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+)
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from memory import peak_bytes
+from oracle import TINY, Theirs, assert_close, config, noise, pair, randomise
+
+from temporal_vae import AutoencoderKLTemporalDecoder as Ours
+
+ATTENDING = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentions run
+PROCESSORS = ["encoder.mid_block.attentions.0.processor", "decoder.mid_block.attentions.0.processor"]
+
+
+@pytest.fixture
+def models():
+    return pair(**ATTENDING)
+
+
+@pytest.fixture
+def ours(models):
+    return models[0]
+
+
+def run(model):
+    """Everything attention has a part in, as one tensor."""
+    with torch.no_grad():
+        moments = model.encode(noise(2, 3, 16, 16)).latent_dist.parameters
+        frames = model.decode(noise(2, 4, 4, 4), num_frames=2).sample
+    return torch.cat([moments.flatten(), frames.flatten()])
+
+
+# Outputs
+
+
+@torch.no_grad()
+def test_outputs(ours):
+    frames, z = noise(4, 3, 16, 16), noise(4, 4, 8, 8)
+    encoded, decoded, both = ours.encode(frames), ours.decode(z, 2), ours(frames, num_frames=2)
+    assert type(encoded) is AutoencoderKLOutput
+    assert type(encoded.latent_dist) is DiagonalGaussianDistribution
+    assert type(decoded) is type(both) is DecoderOutput
+    (posterior,) = ours.encode(frames, return_dict=False)
+    assert torch.equal(posterior.parameters, encoded.latent_dist.parameters)
+    for values, output in (
+        (ours.decode(z, num_frames=2, return_dict=False), decoded),
+        (ours(frames, return_dict=False, num_frames=2), both),
+    ):
+        assert type(values) is tuple
+        assert len(values) == 1
+        assert torch.equal(values[0], output.sample)
+    assert posterior.mean.shape == (4, 4, 8, 8)
+    assert decoded.sample.shape == (4, 3, 16, 16)
+
+
+def test_forward_default_is_single_frames(ours):
+    frames = noise(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(ours(frames).sample, ours(frames, num_frames=1).sample)
+        assert not torch.equal(ours(frames).sample, ours(frames, num_frames=3).sample)
+
+
+# The parent class
+
+
+def test_is_the_diffusers_type_and_nothing_of_its_network(ours):
+    assert isinstance(ours, Theirs)
+    assert isinstance(ours, (diffusers.ModelMixin, diffusers.ConfigMixin))
+    homes = {type(module).__module__.split(".")[0] for module in ours.modules()}
+    assert homes == {"temporal_vae", "torch", "diffusers"}
+    borrowed = {
+        type(module).__name__ for module in ours.modules() if type(module).__module__.startswith("diffusers")
+    }
+    assert borrowed == {"Attention"}
+
+
+def test_every_computing_method_is_ours():
+    inherited = {name for name, value in vars(Theirs).items() if callable(value)}
+    assert {"encode", "decode", "forward"} <= inherited
+    # This one sets processors and computes nothing.
+    assert inherited - vars(Ours).keys() == {"set_default_attn_processor"}
+
+
+def test_switches_do_not_advertise_what_they_do_not_do(ours):
+    for switch in ("tiling", "slicing"):
+        if not hasattr(ours, f"use_{switch}"):
+            with pytest.raises(NotImplementedError):
+                getattr(ours, f"enable_{switch}")()
+
+
+# Attention processors
+
+
+def test_processors_have_the_published_names(models):
+    ours, theirs = models
+    assert list(ours.attn_processors) == list(theirs.attn_processors) == PROCESSORS
+    assert {type(processor) for processor in ours.attn_processors.values()} == {AttnProcessor2_0}
+
+
+@pytest.mark.parametrize("processor", [AttnProcessor(), AttnProcessor2_0(), SlicedAttnProcessor(1)])
+def test_set_processor(models, processor):
+    for model in models:
+        model.set_attn_processor(processor)
+        assert set(model.attn_processors.values()) == {processor}
+    ours, theirs = map(run, models)
+    assert_close(ours, theirs)
+
+
+def test_set_processors_by_name(ours):
+    chosen = dict(zip(PROCESSORS, (AttnProcessor(), AttnProcessor2_0()), strict=True))
+    ours.set_attn_processor(dict(chosen))
+    assert ours.attn_processors == chosen
+    with pytest.raises(ValueError, match="does not match"):
+        ours.set_attn_processor({PROCESSORS[0]: AttnProcessor()})
+
+
+def test_custom_processor_is_called(ours):
+    seen = []
+
+    class Recording(AttnProcessor2_0):
+        def __call__(self, attention, hidden_states, *args, **kwargs):
+            seen.append(tuple(hidden_states.shape))
+            return super().__call__(attention, hidden_states, *args, **kwargs) * 0
+
+    before = run(ours)
+    ours.set_attn_processor(Recording())
+    assert not torch.equal(run(ours), before)
+    assert seen == [(2, 64, 8, 8), (2, 64, 4, 4)]
+    with pytest.raises(ValueError, match="set_default_attn_processor"):
+        ours.set_default_attn_processor()
+
+
+def test_default_processor(ours):
+    ours.set_attn_processor(SlicedAttnProcessor(1))
+    ours.set_default_attn_processor()
+    assert {type(processor) for processor in ours.attn_processors.values()} == {AttnProcessor}
+
+
+# Fused projections
+
+
+def test_fused_projections(ours):
+    expected, names = run(ours), list(ours.state_dict())
+    ours.set_attn_processor({name: AttnProcessor2_0() for name in PROCESSORS})
+    before = ours.attn_processors
+    ours.fuse_qkv_projections()
+    ours.fuse_qkv_projections()  # a second call changes nothing
+    assert {type(processor) for processor in ours.attn_processors.values()} == {FusedAttnProcessor2_0}
+    for attention in (*ours.encoder.mid_block.attentions, *ours.decoder.mid_block.attentions):
+        assert attention.fused_projections
+        assert attention.to_qkv.weight.shape == (3 * 64, 64)
+        attention.to_q.weight.data.zero_()  # no longer read
+    assert_close(run(ours), expected)
+    assert list(ours.state_dict()) == names
+    ours.unfuse_qkv_projections()
+    ours.unfuse_qkv_projections()
+    assert ours.attn_processors == before
+    assert not any("to_qkv" in name for name, _ in ours.named_parameters())
+    assert not torch.allclose(run(ours), expected, atol=1e-3)  # reads to_q again
+
+
+def test_fused_projections_follow_new_weights(ours):
+    ours.fuse_qkv_projections()
+    other, _ = pair(seed=5, **ATTENDING)
+    expected = run(other)
+    ours.load_state_dict(other.state_dict())
+    assert {type(processor) for processor in ours.attn_processors.values()} == {FusedAttnProcessor2_0}
+    assert_close(run(ours), expected)
+
+
+def test_fused_model_saves_as_any_other(models, tmp_path):
+    ours, theirs = models
+    ours.fuse_qkv_projections()
+    ours.save_pretrained(tmp_path)
+    assert_close(run(Theirs.from_pretrained(tmp_path)), run(theirs))
+
+
+# Gradient checkpointing
+
+
+def training_step(model, size=16):
+    """One step without an optimizer: the gradients of every parameter that is used."""
+    model.train()
+    frames = noise(6, 3, size, size)
+    model(frames, num_frames=3).sample.square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return gradients
+
+
+def test_checkpointing_gives_the_same_gradients(ours):
+    expected = training_step(ours)
+    ours.enable_gradient_checkpointing()
+    assert ours.is_gradient_checkpointing
+    found = training_step(ours)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
+    ours.disable_gradient_checkpointing()
+    assert not ours.is_gradient_checkpointing
+
+
+def test_checkpointing_takes_less_memory(models):
+    ours, theirs = models
+    plain = peak_bytes(lambda: training_step(ours, size=32))
+    for model in models:
+        model.enable_gradient_checkpointing()
+    saving, reference = (
+        peak_bytes(lambda model=model: training_step(model, size=32)) for model in (ours, theirs)
+    )
+    assert saving < 0.4 * plain
+    assert saving <= reference
+
+
+def test_checkpointing_rests_without_gradients(ours):
+    expected = run(ours)
+    ours.enable_gradient_checkpointing()
+    ours._set_gradient_checkpointing(True, gradient_checkpointing_func=lambda *_: pytest.fail("called"))
+    assert torch.equal(run(ours), expected)
+
+
+# Copies
+
+
+def test_copies(ours):
+    expected = run(ours)
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(twin) is Ours
+        assert twin.config == ours.config
+        assert torch.equal(run(twin), expected)
+        randomise(twin, seed=9)
+        assert not torch.equal(run(twin), expected)
+    assert torch.equal(run(ours), expected)
+
+
+# from_module
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_from_module_shares_every_weight(models, training):
+    _, theirs = models
+    theirs.to(torch.bfloat16).train(training)
+    theirs.encoder.requires_grad_(False)
+    made = Ours.from_module(theirs)
+    assert type(made) is Ours
+    assert made.config == theirs.config
+    assert made.training is training
+    assert made.decoder.mid_block.training is training
+    assert made.dtype == torch.bfloat16
+    ours = dict(made.named_parameters())
+    assert ours.keys() == dict(theirs.named_parameters()).keys()
+    for name, parameter in theirs.named_parameters():
+        assert ours[name] is parameter
+        assert ours[name].data_ptr() == parameter.data_ptr()
+        assert ours[name].requires_grad is not name.startswith("encoder.")
+
+
+def test_from_module_computes_and_trains_both(models):
+    _, theirs = models
+    made = Ours.from_module(theirs)
+    before = run(theirs)
+    assert_close(run(made), before)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    made(noise(4, 3, 16, 16), num_frames=2).sample.square().mean().backward()
+    optimizer.step()
+    assert not torch.allclose(run(theirs), before, atol=1e-3)
+    assert_close(run(made), run(theirs))
+
+
+def test_from_module_keeps_processors(models):
+    _, theirs = models
+    theirs.set_attn_processor({name: AttnProcessor() for name in PROCESSORS})
+    assert Ours.from_module(theirs).attn_processors == theirs.attn_processors
+
+
+def test_from_module_takes_our_own_class(ours):
+    made = Ours.from_module(ours)
+    assert made is not ours
+    assert_close(run(made), run(ours))
+
+
+def test_default_weights_train():
+    """A new model is initialised: gradients are finite and reach every block that runs."""
+    model = Ours(**config(**TINY))
+    model(noise(2, 3, 16, 16), num_frames=2).sample.square().mean().backward()
+    resting = "decoder.mid_block.attentions."
+    for name, parameter in model.named_parameters():
+        if not name.startswith(resting):
+            assert torch.isfinite(parameter.grad).all(), name
