@@ -26,6 +26,7 @@ from temporal_vae.video.timing import repair
 Picture = tuple[Fraction, Callable[[], Frames]]
 """Seconds since the first frame of the file, and what renders the frame: upright RGB `(h, w, 3)`."""
 
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: a bare stream, whose stamps begin anew wherever one lands
 _FALLBACK_RATE = Fraction(25)
 _MAX_RATE = 1000  # a "rate" above is a time base that some muxer wrote for want of a rate
 
@@ -75,6 +76,8 @@ class ContainerSource:
     def _can_seek(self, tick: int) -> bool:
         """Whether seeking lands at or before `tick`. Files without an index may land anywhere."""
         with open_container(self._path, self._max_pixels) as container:
+            if int(container.format.flags) & _NO_TIMESTAMPS:
+                return False
             stream = video_stream(container, self._path, self._max_pixels)
             try:
                 container.seek(tick, stream=stream)
@@ -92,11 +95,11 @@ class ContainerSource:
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if self._turn.transposed:
             width, height, aspect = height, width, 1 / aspect
-        rate = next(
-            (r for r in (stream.average_rate, stream.guessed_rate) if r and 0 < r <= _MAX_RATE),
-            _FALLBACK_RATE,
+        rate, duration, time_base = (
+            _rate(container, stream),
+            declared_duration(stream),
+            stream.time_base or Fraction(1, 90000),
         )
-        duration, time_base = declared_duration(stream), stream.time_base or Fraction(1, 90000)
         if duration is None and container.duration:
             duration = Fraction(container.duration, 1_000_000)
         return VideoInfo(
@@ -115,6 +118,14 @@ class ContainerSource:
             has_audio=bool(container.streams.audio),
             first_time=self._first_tick * time_base,
         )
+
+
+def _rate(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Average frames per second. For a bare stream FFmpeg's average is a default and its guess is the codec's."""
+    rates = [stream.average_rate, stream.guessed_rate]
+    if int(container.format.flags) & _NO_TIMESTAMPS:
+        rates.reverse()
+    return next((rate for rate in rates if rate and 0 < rate <= _MAX_RATE), _FALLBACK_RATE)
 
 
 class Turn:

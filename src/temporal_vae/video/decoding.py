@@ -109,7 +109,7 @@ def decode(
 
 def _decoder(stream: VideoStream, max_pixels: int) -> Any:
     decoder: Any = stream.codec_context
-    if stream.metadata.get("alpha_mode") == "1" and decoder.name in _ALPHA_DECODERS:
+    if tag_of(stream, "alpha_mode") == "1" and decoder.name in _ALPHA_DECODERS:
         decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
     decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(max_pixels)}
     return decoder
@@ -178,11 +178,16 @@ def declared_duration(stream: VideoStream) -> Fraction | None:
     """Seconds of a stream by its headers, `None` where they do not tell."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
-    if tag := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds
+    if tag := tag_of(stream, "duration"):  # Matroska: hours:minutes:seconds
         return _clock(tag)
     if isinstance(stream.container, InputContainer) and len(stream.container.streams) == 1:
         return Fraction(stream.container.duration, 1_000_000) if stream.container.duration else None
     return None
+
+
+def tag_of(stream: VideoStream, name: str) -> str | None:
+    """A metadata entry of a stream, whatever the case of its name."""
+    return next((value for key, value in stream.metadata.items() if key.lower() == name), None)
 
 
 def _clock(text: str) -> Fraction | None:

@@ -23,6 +23,8 @@ STILL_RATE = Fraction(24)
 """Frames per second of what has none: images and folders of them."""
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_ORIENTATION = 0x0112  # EXIF tag; 5 and above swap width and height
+_JPEG_STREAMS = {".mjpeg", ".mjpg"}
 _ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}
 _SHORTEST = Fraction(1, 100)  # seconds; shorter delays are shown for a tenth, as browsers do
 _SAMPLED = 12
@@ -32,7 +34,9 @@ _MILLISECOND = Fraction(1, 1000)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's first bytes are those of an image that Pillow reads."""
+    """Whether a file's first bytes are those of an image that Pillow reads, and not of a bare stream of JPEG images."""
+    if path.suffix.lower() in _JPEG_STREAMS:
+        return False
     with path.open("rb") as file:
         head = file.read(16)
     starts = (b"GIF8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
@@ -145,20 +149,32 @@ class ImageSeries:
 
     def _render(self, path: Path) -> Frames:
         with _opened(path, self._max_pixels) as image:
-            return _pixels(image, path, self._background)
+            pixels = _pixels(image, path, self._background)
+        height, width = pixels.shape[:2]
+        if (width, height) != (self.info.width, self.info.height):  # turned by a tag behind the pixels
+            raise _unequal(self._paths[0], (self.info.width, self.info.height), path, (width, height))
+        return pixels
 
     def _common_size(self) -> tuple[int, int]:
-        sizes: dict[tuple[int, int], Path] = {}
+        """Look at the head of each file, so that a picture that does not fit is found before any work."""
+        first: tuple[int, int] | None = None
         for path in self._paths:
             with _opened(path, self._max_pixels) as image:
-                sizes.setdefault(_upright_size(image), path)
-            if len(sizes) > 1:
-                (first, second) = ((file_name(p), f"{w}x{h}") for (w, h), p in sizes.items())
-                raise MediaError(
-                    f"{first[0]} is {first[1]} and {second[0]} is {second[1]}; "
-                    "frames of a video have one size: resize or remove one of them"
-                )
-        return next(iter(sizes))
+                size = _upright_size(image, load=False)
+            first = first or size
+            if size != first:
+                raise _unequal(self._paths[0], first, path, size)
+        assert first is not None
+        return first
+
+
+def _unequal(
+    first: Path, first_size: tuple[int, int], other: Path, other_size: tuple[int, int]
+) -> MediaError:
+    return MediaError(
+        f"{file_name(first)} is {first_size[0]}x{first_size[1]} and {file_name(other)} is "
+        f"{other_size[0]}x{other_size[1]}; frames of a video have one size: resize or remove one of them"
+    )
 
 
 @contextmanager
@@ -206,11 +222,11 @@ def _with_exif(image: Image.Image, source: Image.Image) -> Image.Image:
     return image
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (
-        (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
-    )  # tag 0x0112: orientation
+def _upright_size(image: Image.Image, load: bool = True) -> tuple[int, int]:
+    """`(width, height)` once turned upright. A PNG may hold its orientation behind the pixels: `load` looks there."""
+    known = load or image.format != "PNG" or "exif" in image.info
+    turned = known and image.getexif().get(_ORIENTATION, 1) >= 5
+    return image.size[::-1] if turned else image.size
 
 
 def _delay(image: Image.Image) -> Fraction:
