@@ -71,4 +71,5 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 
 def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     assert ours.dtype == theirs.dtype
-    assert error(ours, theirs) <= tolerance
+    found = error(ours, theirs)
+    assert found <= tolerance

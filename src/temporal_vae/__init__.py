@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AutoencoderKLTemporalDecoder": "temporal_vae.autoencoder",
     "Clip": "temporal_vae.video.frames",
+    "ModelMixin": "temporal_vae.autoencoder",  # diffusers' pipelines ask the library of a part for its base class
     "decode_video": "temporal_vae.video.pipeline",
     "encode_video": "temporal_vae.video.pipeline",
     "reconstruct_video": "temporal_vae.video.pipeline",

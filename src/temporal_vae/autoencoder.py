@@ -378,7 +378,7 @@ def _check_config(
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _check_batch(call: str, x: Any, *, channels: int, axes: str) -> None:
