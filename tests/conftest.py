@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("oracle", "refusals")  # helpers whose assertions explain themselves
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
