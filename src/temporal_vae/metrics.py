@@ -47,9 +47,7 @@ def ssim(source: Frames, result: Frames) -> NDArray[np.float64]:
 
 
 def _ssim_of_frame(source: Frames, result: Frames) -> float:
-    x, y = (
-        torch.from_numpy(frame).float().permute(2, 0, 1)[:, None] for frame in (source, result)
-    )  # (3, 1, h, w)
+    x, y = (torch.tensor(frame, dtype=torch.float32).permute(2, 0, 1)[:, None] for frame in (source, result))
     mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)).chunk(5)
     variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
