@@ -17,11 +17,13 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from temporal_vae.errors import MediaError
+from temporal_vae.video.cutoff import is_cut_off
 from temporal_vae.video.frames import file_name
 
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones leave the alpha channel out
 _NOT_VIDEO = {"tty"}  # FFmpeg would render any text file in a terminal font
+_SLACK = Fraction(1, 2)  # seconds by which a declared duration may be off
 _TS_PACKETS = (188, 192, 204)  # bytes; the longer ones carry a time code or a checksum
 
 
@@ -81,7 +83,7 @@ def decode(
         MediaError: damage, or an end before the declared one; after the frames before it.
     """
     decoder = _decoder(stream, max_pixels)
-    tally = _Tally(stream, path)
+    tally = _Tally(stream, path, max_pixels)
     for packet in _packets(container, stream, tally):
         hidden = tally.last is None or (shown_from is not None and (packet.pts or 0) < shown_from)
         if packet.is_corrupt and not hidden:
@@ -129,8 +131,8 @@ def _packets(
 class _Tally:
     """Counts what was read, and knows what the file declares."""
 
-    def __init__(self, stream: VideoStream, path: Path) -> None:
-        self._stream, self._path = stream, path
+    def __init__(self, stream: VideoStream, path: Path, max_pixels: int) -> None:
+        self._stream, self._path, self._max_pixels = stream, path, max_pixels
         self._time_base = stream.time_base or Fraction(1, 90000)
         self._packets = 0
         self._end = 0
@@ -148,6 +150,8 @@ class _Tally:
 
     def broken(self, reason: str) -> MediaError:
         if self.last is None:
+            if not self._stream.codec_context.width:  # FFmpeg clears a size that it won't accept
+                reason = f"its picture size is missing or over the limit of {self._max_pixels} pixels"
             return MediaError(
                 f"{file_name(self._path)}: no frame can be decoded ({reason}); copy or export it again"
             )
@@ -159,17 +163,21 @@ class _Tally:
 
     def missing(self, from_beginning: bool) -> str | None:
         """What is missing at the end of the file, if anything."""
-        kind = self._stream.container.format.name
-        size = self._path.stat().st_size
+        kind, size = self._stream.container.format.name, self._path.stat().st_size
         if kind == "mpegts" and all(size % length for length in _TS_PACKETS):
             return "the file ends inside a packet"
-        declared = {"avi": self._stream.frames}.get(kind, 0)
         if "mp4" in kind:
             declared = len(self._stream.index_entries)
-        if from_beginning and self._packets < declared:
-            return f"{self._packets} of {declared} frames are in the file"
-        end, duration = self._end * self._time_base, declared_duration(self._stream)
-        if "matroska" in kind and duration is not None and end < duration - Fraction(1, 2):
+            cut = from_beginning and self._packets < declared
+            return f"{self._packets} of {declared} frames are in the file" if cut else None
+        if kind != "avi" and "matroska" not in kind:
+            return None
+        duration, rate = declared_duration(self._stream), self._stream.average_rate or Fraction(25)
+        if kind == "avi":  # its duration is that of the frames FFmpeg found, not of those declared
+            duration = self._stream.frames / rate
+        slack = Fraction(3, 2) / rate if is_cut_off(self._path, size) else _SLACK
+        end = self._end * self._time_base
+        if duration is not None and end < duration - slack:
             return f"the file ends at {float(end):.3f} s of {float(duration):.3f} s"
         return None
 

@@ -26,17 +26,16 @@ _CODEC_OF = {
     ".m4v": "h264",
     ".mov": "h264",
     ".mkv": "ffv1",
-    ".avi": "ffv1",
     ".gif": "gif",
     "": "png",
 }
 _SUFFIXES = {
     "h264": (".mp4", ".m4v", ".mov", ".mkv"),
-    "ffv1": (".mkv", ".avi"),
+    "ffv1": (".mkv",),
     "gif": (".gif",),
     "png": ("",),
 }
-_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi", ".gif": "gif"}
+_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
 
 
 class VideoWriter:
@@ -51,7 +50,7 @@ class VideoWriter:
     Matroska rounds to a millisecond, GIF to a hundredth of a second, and PNG files carry no time.
 
     Args:
-        target: `.mp4`, `.m4v`, `.mov` (H.264), `.mkv`, `.avi` (FFV1, lossless), `.gif`, or a folder for PNG images: a
+        target: `.mp4`, `.m4v`, `.mov` (H.264), `.mkv` (FFV1, lossless), `.gif`, or a folder for PNG images: a
             name that ends in `/` or has no suffix.
         rate: nominal frames per second; the last frame is shown for one of them.
         color: of the source, `Clip.color`. H.264 keeps BT.601, BT.709 or BT.2020 and the range, else is BT.709 limited.
