@@ -58,7 +58,7 @@ class SpatialResBlock(nn.Module):
 
 
 class TemporalConv(nn.Conv3d):
-    """A (3,1,1) convolution over time, `(b, c, t, h, w) -> (b, out, t, h, w)`, zero beyond the first and last frame.
+    """A (3,1,1) convolution over time, `(b, c, t, h*w) -> (b, out, t, h*w)`, zero beyond the first and last frame.
 
     It couples no pixels, so it runs as a 2D convolution with kernel (3,1) over the image `(t, h*w)`: the same
     numbers, several times faster than Conv3d on a CPU, and on devices without Conv3d.
@@ -68,16 +68,13 @@ class TemporalConv(nn.Conv3d):
         super().__init__(in_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, input: Tensor) -> Tensor:
-        h, w = input.shape[-2:]
-        image = input.flatten(3)  # (b, c, t, h*w)
-        output = F.conv2d(image, self.weight.squeeze(-1), self.bias, padding=(1, 0))
-        return output.unflatten(3, (h, w))
+        return F.conv2d(input, self.weight.squeeze(-1), self.bias, padding=(1, 0))
 
 
 class TemporalResBlock(nn.Module):
     """Residual block of convolutions over time; normalises over all frames, rows and columns of a clip.
 
-    `(b, c, t, h, w) -> (b, c, t, h, w)`.
+    `(b, c, t, h*w) -> (b, c, t, h*w)`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -115,8 +112,9 @@ class SpatioTemporalResBlock(nn.Module):
         self.time_mixer = TimeMixer()
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        s = frames_to_clips(self.spatial_res_block(x), num_frames)
-        return clips_to_frames(self.time_mixer(s, self.temporal_res_block(s)))
+        x = self.spatial_res_block(x)
+        s = frames_to_clips(x, num_frames)
+        return clips_to_frames(self.time_mixer(s, self.temporal_res_block(s)), x.shape[-2:])
 
 
 class Downsample(nn.Module):
@@ -162,10 +160,10 @@ def spatial_attention(channels: int) -> Attention:
 
 
 def frames_to_clips(x: Tensor, num_frames: int) -> Tensor:
-    """`(b*t, c, h, w) -> (b, c, t, h, w)`, a view."""
-    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+    """`(b*t, c, h, w) -> (b, c, t, h*w)`, a view."""
+    return x.flatten(2).unflatten(0, (-1, num_frames)).transpose(1, 2)
 
 
-def clips_to_frames(x: Tensor) -> Tensor:
-    """`(b, c, t, h, w) -> (b*t, c, h, w)`."""
-    return x.transpose(1, 2).flatten(0, 1)
+def clips_to_frames(x: Tensor, size: torch.Size) -> Tensor:
+    """`(b, c, t, h*w) -> (b*t, c, h, w)`."""
+    return x.transpose(1, 2).flatten(0, 1).unflatten(2, size)

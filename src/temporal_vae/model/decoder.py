@@ -95,4 +95,4 @@ class TemporalDecoder(Checkpointable):
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, num_frames, self.runner)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)))
+        return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)), x.shape[-2:])
