@@ -95,11 +95,14 @@ def test_writing_and_reading_shifts_no_colour(tmp_path, matrix, range_, size):
     assert np.abs(difference).mean() < 1.5
 
 
-def test_full_range_planes_follow_the_formula():
+@pytest.mark.parametrize("range_", ["limited", "full"])
+def test_planes_follow_the_formula(range_):
     frame = scene(1, 16, 24)[0]
+    frame[0, :4] = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 255)]
     for matrix in LUMA:
-        y, u, v = rgb_to_yuv444(frame, Color(matrix=matrix, range="full")).astype(float)
-        assert np.abs(yuv_to_rgb(y, u, v, matrix, True) - frame).max() <= 1.6
+        y, u, v = rgb_to_yuv444(frame, Color(matrix=matrix, range=range_)).astype(float)
+        assert np.abs(yuv_to_rgb(y, u, v, matrix, range_ == "full") - frame).max() <= 1.8
+        assert (y[0, 0], y[0, 1]) == ((16, 235) if range_ == "limited" else (0, 255))
 
 
 def test_output_color_keeps_what_players_agree_on():

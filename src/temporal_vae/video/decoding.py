@@ -14,14 +14,17 @@ from typing import Any
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from temporal_vae.errors import MediaError
 from temporal_vae.video.cutoff import is_cut_off
 from temporal_vae.video.frames import file_name
 
-_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones leave the alpha channel out
+# Earlier ones crash on codec options for containers that name their streams late. There FFmpeg's own limit holds while
+# it looks for the streams: 268 million pixels.
+_LIMITS_PROBING = int(av.__version__.split(".")[0]) >= 18
 _NOT_VIDEO = {"tty"}  # FFmpeg would render any text file in a terminal font
 _SLACK = Fraction(1, 2)  # seconds by which a declared duration may be off
 _TS_PACKETS = (188, 192, 204)  # bytes; the longer ones carry a time code or a checksum
@@ -30,7 +33,9 @@ _TS_PACKETS = (188, 192, 204)  # bytes; the longer ones carry a time code or a c
 def open_container(path: Path, max_pixels: int) -> InputContainer:
     """Open a local file; `MediaError` where FFmpeg can't."""
     try:
-        return av.open(f"file:{path}", mode="r", options={"max_pixels": str(max_pixels)})
+        return av.open(
+            f"file:{path}", mode="r", options={"max_pixels": str(max_pixels)} if _LIMITS_PROBING else {}
+        )
     except av.FFmpegError as error:
         raise MediaError(
             f"{file_name(path)}: can't be read as video or image ({reason_of(error)}); "
@@ -40,7 +45,9 @@ def open_container(path: Path, max_pixels: int) -> InputContainer:
 
 def video_stream(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
     """The first video stream that is not cover art; `MediaError` where there is none, or its frames are too large."""
-    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+    streams = [
+        s for s in container.streams.video if not s.disposition & Disposition.attached_pic
+    ]  # cover art
     if not streams or container.format.name in _NOT_VIDEO:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise MediaError(f"{file_name(path)}: holds no video, only {kinds}; give a file with a video stream")

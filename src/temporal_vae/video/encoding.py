@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from temporal_vae.video.audio import AudioCopy
-from temporal_vae.video.color import MATRICES, PRIMARIES, QUALITY, RANGES, TRANSFERS, rgb_to_yuv444, subsample
+from temporal_vae.video.color import MATRICES, PRIMARIES, RANGES, TRANSFERS, rgb_to_yuv444, subsample
 from temporal_vae.video.frames import Color, Frames
 
 _FINE = 10_000  # ticks per second at least
@@ -154,34 +154,18 @@ class _Yuv:
     """RGB to the YUV that H.264 stores. Even sizes are 4:2:0; odd ones, which 4:2:0 can't hold, are 4:4:4."""
 
     def __init__(self, color: Color, width: int, height: int) -> None:
-        self._color, self._reformatter = color, VideoReformatter()
+        self._color = color
         self.format = "yuv444p" if width % 2 or height % 2 else "yuv420p"
 
     def of(self, frame: Frames) -> av.VideoFrame:
-        planes = self._planes(frame)
+        planes = rgb_to_yuv444(frame, self._color)  # (3, h, w)
         if self.format == "yuv420p":
             luma, *chroma = planes
             stored = np.concatenate([luma.ravel(), *(subsample(plane).ravel() for plane in chroma)])
-            packed = stored.reshape(-1, luma.shape[1])  # (h * 3 / 2, w), as PyAV takes it
-        else:
-            packed = np.stack(planes)  # (3, h, w)
-        picture = av.VideoFrame.from_ndarray(packed, format=self.format)
+            planes = stored.reshape(-1, frame.shape[1])  # (h * 3 / 2, w), as PyAV takes it
+        picture = av.VideoFrame.from_ndarray(planes, format=self.format)
         picture.colorspace, picture.color_range = MATRICES[self._color.matrix], RANGES[self._color.range]
         return picture
-
-    def _planes(self, frame: Frames) -> list[Frames]:
-        if self._color.range == "full":
-            return list(rgb_to_yuv444(frame, self._color))
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture.color_range = RANGES["full"]
-        converted = self._reformatter.reformat(
-            picture,
-            format="yuv444p",
-            interpolation=QUALITY,
-            dst_colorspace=MATRICES[self._color.matrix],
-            dst_color_range=RANGES["limited"],
-        )
-        return list(converted.to_ndarray().astype(np.uint8, copy=False))
 
 
 class _PlainRgb:
