@@ -181,5 +181,5 @@ def test_the_embedded_model_is_small_and_good() -> None:
     vae = AutoencoderKLTemporalDecoder.from_embedded()
     assert sum(parameter.numel() for parameter in vae.parameters()) <= 6_000_000
     assert weights.stat().st_size <= 12_000_000
-    frames = data.read_video(data.test_video("bikes.mp4"), width=320, limit=2)
+    frames = data.read_video(data.package_video("bikes.mp4"), width=320, limit=2)
     assert measure(frames, reconstruct(vae, frames)).psnr >= 24

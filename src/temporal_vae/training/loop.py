@@ -85,7 +85,7 @@ def new_run(recipe: Recipe) -> Run:
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     keep_constants(vae)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
     return Run(vae=vae, averaged=_copy(vae), optimizer=optimizer, step=0)
 
 
