@@ -298,3 +298,17 @@ def test_default_weights_train():
     for name, parameter in model.named_parameters():
         if not name.startswith(resting):
             assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_adapters_find_the_layers_they_know():
+    peft = pytest.importorskip("peft")
+    ours, theirs = pair(**TINY)
+    z = noise(4, 4, 8, 8)
+    whole = peft.LoraConfig(r=4, target_modules=r".*temporal_res_block\.conv[12]|.*\.to_q")
+    adapted = [peft.get_peft_model(model, whole) for model in (ours, theirs)]
+    for model in adapted:
+        randomise(model)
+    assert_close(*(model.base_model.model.decode(z, 2).sample for model in adapted))
+    assert not torch.allclose(
+        adapted[0].base_model.model.decode(z, 2).sample, pair(**TINY)[0].decode(z, 2).sample
+    )

@@ -58,31 +58,35 @@ class SpatialResBlock(nn.Module):
 
 
 class TemporalConv(nn.Conv3d):
-    """A (3,1,1) convolution over time, `(b, c, t, h*w) -> (b, out, t, h*w)`, zero beyond the first and last frame.
+    """A (k,1,1) convolution over time, `(b, c, t, h, w) -> (b, out, t, h, w)`.
 
-    It couples no pixels, so it runs as a 2D convolution with kernel (3,1) over the image `(t, h*w)`: the same
-    numbers, several times faster than Conv3d on a CPU, and on devices without Conv3d.
+    It couples no pixels, so it runs as a 2D convolution with kernel (k,1) over the image `(t, h*w)`: the same
+    numbers, several times faster than Conv3d on a CPU, and on devices without Conv3d. From outside it is a Conv3d
+    like any other, so that adapters and quantisers know what to do with it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
-
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight.squeeze(-1), self.bias, padding=(1, 0))
+        image = F.conv2d(input.flatten(3), self.weight.squeeze(-1), self.bias, padding=self.padding[:2])
+        return image.unflatten(3, input.shape[-2:])
+
+
+def conv_over_time(in_channels: int, out_channels: int) -> TemporalConv:
+    """The (3,1,1) convolution of the network: zero beyond the first and the last frame."""
+    return TemporalConv(in_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
 
 
 class TemporalResBlock(nn.Module):
     """Residual block of convolutions over time; normalises over all frames, rows and columns of a clip.
 
-    `(b, c, t, h*w) -> (b, c, t, h*w)`.
+    `(b, c, t, h, w) -> (b, c, t, h, w)`.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(GROUPS, channels, eps=TEMPORAL_EPS)
-        self.conv1 = TemporalConv(channels, channels)
+        self.conv1 = conv_over_time(channels, channels)
         self.norm2 = nn.GroupNorm(GROUPS, channels, eps=TEMPORAL_EPS)
-        self.conv2 = TemporalConv(channels, channels)
+        self.conv2 = conv_over_time(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -112,9 +116,8 @@ class SpatioTemporalResBlock(nn.Module):
         self.time_mixer = TimeMixer()
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        x = self.spatial_res_block(x)
-        s = frames_to_clips(x, num_frames)
-        return clips_to_frames(self.time_mixer(s, self.temporal_res_block(s)), x.shape[-2:])
+        s = frames_to_clips(self.spatial_res_block(x), num_frames)
+        return clips_to_frames(self.time_mixer(s, self.temporal_res_block(s)))
 
 
 class Downsample(nn.Module):
@@ -160,10 +163,10 @@ def spatial_attention(channels: int) -> Attention:
 
 
 def frames_to_clips(x: Tensor, num_frames: int) -> Tensor:
-    """`(b*t, c, h, w) -> (b, c, t, h*w)`, a view."""
-    return x.flatten(2).unflatten(0, (-1, num_frames)).transpose(1, 2)
+    """`(b*t, c, h, w) -> (b, c, t, h, w)`, a view."""
+    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
 
-def clips_to_frames(x: Tensor, size: torch.Size) -> Tensor:
-    """`(b, c, t, h*w) -> (b*t, c, h, w)`."""
-    return x.transpose(1, 2).flatten(0, 1).unflatten(2, size)
+def clips_to_frames(x: Tensor) -> Tensor:
+    """`(b, c, t, h, w) -> (b*t, c, h, w)`."""
+    return x.transpose(1, 2).flatten(0, 1)

@@ -12,10 +12,10 @@ from temporal_vae.model.blocks import (
     Checkpointable,
     Runner,
     SpatioTemporalResBlock,
-    TemporalConv,
     Upsample,
     call,
     clips_to_frames,
+    conv_over_time,
     frames_to_clips,
     spatial_attention,
 )
@@ -88,11 +88,11 @@ class TemporalDecoder(Checkpointable):
         )
         self.conv_norm_out = nn.GroupNorm(GROUPS, widths[-1], eps=SPATIAL_EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-        self.time_conv_out = TemporalConv(out_channels, out_channels)
+        self.time_conv_out = conv_over_time(out_channels, out_channels)
 
     def forward(self, latents: Tensor, num_frames: int = 1) -> Tensor:
         x = self.conv_in(latents)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, num_frames, self.runner)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)), x.shape[-2:])
+        return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)))
