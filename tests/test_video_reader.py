@@ -1,5 +1,6 @@
 """Reading containers: what is shown, upright, when, and in how much memory."""
 
+import struct
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from video_files import numbered, numbers, render, scene
 from temporal_vae.errors import InputError, MediaError
 from temporal_vae.video.frames import clip_starts
 from temporal_vae.video.reader import VideoReader
+from temporal_vae.video.writer import VideoWriter
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
 
@@ -113,6 +115,63 @@ def test_a_video_that_begins_late_begins_at_zero(tmp_path):
         assert reader.info.first_time == 5
         assert [stamp for _, stamp in reader] == [Fraction(n, 25) for n in range(10)]
     assert numbers(read(path, start=0.2)[0]) == [5, 6, 7, 8, 9]
+
+
+def test_stamps_that_repeat_or_run_backwards_are_repaired(tmp_path):
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25, time_base=Fraction(1, 25))
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
+        packets = []
+        for frame in numbered(7):
+            picture = av.VideoFrame.from_ndarray(frame).reformat(format="yuvj420p")
+            packets += stream.encode(picture)
+        packets += stream.encode(None)
+        for index, (packet, pts) in enumerate(zip(packets, [0, 1, 1, 3, 2, 9, 10], strict=True)):
+            packet.pts, packet.dts = pts, index - 10
+            output.mux(packet)
+    frames, stamps = read(path)
+    assert numbers(frames) == list(range(7))
+    assert stamps == [Fraction(n, 25) for n in (0, 1, 2, 3, 4, 9, 10)]
+
+
+def test_edit_lists_hide_what_they_hide(tmp_path):
+    path = render(tmp_path / "a.mp4", numbered(40), options={"g": "10", "bf": "2"})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 12
+    _, begin = struct.unpack_from(">Ii", data, place)
+    struct.pack_into(">Ii", data, place, 800, begin + 13 * 512)  # 800 ms from the 13th frame on
+    path.write_bytes(data)
+    frames, stamps = read(path)
+    assert numbers(frames) == list(range(13, 33))
+    assert stamps == [Fraction(n, 25) for n in range(20)]
+    assert numbers(read(path, start=0.4)[0]) == list(range(23, 33))
+
+
+def test_fragments_are_one_video(tmp_path):
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    path = render(tmp_path / "a.mp4", numbered(40), options={"g": "10"}, container_options=options)
+    assert numbers(read(path)[0]) == list(range(40))
+    assert numbers(read(path, start=1.2)[0]) == list(range(30, 40))
+
+
+def test_tags_need_not_be_utf_8(tmp_path):
+    path = render(tmp_path / "a.mp4", numbered(3), tags={"handler_name": "Caf__ noir"})
+    data = path.read_bytes()
+    assert b"Caf__ noir" in data
+    path.write_bytes(data.replace(b"Caf__ noir", b"Caf\xe9\xff noir"))
+    assert numbers(read(path)[0]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b.mp4", "a%03d.mp4", "film été 日本.mp4", "-a.mp4", "file:a.mp4", "A.MP4"]
+)
+def test_file_names_are_only_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name, rate=25) as writer:
+        writer.write(numbered(3))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert numbers(read(name)[0]) == [0, 1, 2]
 
 
 def test_delayed_frames_are_not_lost(tmp_path):

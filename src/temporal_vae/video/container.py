@@ -103,7 +103,7 @@ class ContainerSource:
         if duration is None and container.duration:
             duration = Fraction(container.duration, 1_000_000)
         return VideoInfo(
-            path=file_name(self._path),
+            path=str(self._path),
             codec=stream.codec_context.name,
             height=height,
             width=width,

@@ -32,10 +32,9 @@ _TS_PACKETS = (188, 192, 204)  # bytes; the longer ones carry a time code or a c
 
 def open_container(path: Path, max_pixels: int) -> InputContainer:
     """Open a local file; `MediaError` where FFmpeg can't."""
+    options = {"max_pixels": str(max_pixels)} if _LIMITS_PROBING else {}
     try:
-        return av.open(
-            f"file:{path}", mode="r", options={"max_pixels": str(max_pixels)} if _LIMITS_PROBING else {}
-        )
+        return av.open(f"file:{path}", mode="r", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise MediaError(
             f"{file_name(path)}: can't be read as video or image ({reason_of(error)}); "
@@ -120,7 +119,7 @@ def _decoder(stream: VideoStream, max_pixels: int) -> Any:
     decoder: Any = stream.codec_context
     if tag_of(stream, "alpha_mode") == "1" and decoder.name in _ALPHA_DECODERS:
         decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
-    decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(max_pixels)}
+    decoder.options = {"err_detect": "crccheck+explode", "max_pixels": str(max_pixels)}
     return decoder
 
 

@@ -40,7 +40,8 @@ def is_image(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(16)
     starts = (b"GIF8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
-    brands = (b"ftypavif", b"ftypavis")
+    # FFmpeg would take a tile of a HEIC photograph for the whole; Pillow opens it with a plugin, or says that it can't.
+    brands = (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
     return head.startswith(starts) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in brands
 
 
@@ -68,7 +69,7 @@ class ImageSource:
             rate = self._average_rate(image)
             width, height = _upright_size(image)
             self.info = VideoInfo(
-                path=file_name(path),
+                path=str(path),
                 codec=(image.format or "image").lower(),
                 height=height,
                 width=width,

@@ -145,7 +145,7 @@ class VideoReader:
             count += 1
         if not count:
             raise MediaError(
-                f"{self.info.path}: no frame at or after {float(self._start)} s; choose an earlier start"
+                f"{file_name(self.info.path)}: no frame at or after {float(self._start)} s; choose an earlier start"
             )
 
     def _resize(self, frame: Frames) -> Frames:

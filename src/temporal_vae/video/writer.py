@@ -47,7 +47,9 @@ class VideoWriter:
             writer.write(clip.frames, clip.timestamps)
 
     The first frame is shown at time 0, the others as much later as their time stamps say, also at a variable rate.
-    Matroska rounds to a millisecond, GIF to a hundredth of a second, and PNG files carry no time.
+    Matroska rounds to a millisecond, GIF to a hundredth of a second (and leaves out frames that come sooner than two
+    after the one before), and PNG files carry no time. H.264 stores even sizes as 4:2:0, which every player shows, and
+    odd ones, which 4:2:0 can't hold, as 4:4:4: FFmpeg, VLC and Chrome show it, some hardware players don't.
 
     Args:
         target: `.mp4`, `.m4v`, `.mov` (H.264), `.mkv` (FFV1, lossless), `.gif`, or a folder for PNG images: a
