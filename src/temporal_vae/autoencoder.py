@@ -7,7 +7,6 @@ weights, same calls, same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from temporal_vae.checkpoints import loading
+from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
 from temporal_vae.errors import ConfigError, InputError
-from temporal_vae.model.blocks import GROUPS
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
 
@@ -33,8 +32,6 @@ from temporal_vae.model.encoder import Encoder
 LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
 
 logger = logging.get_logger(__name__)
-
-_DOWN_BLOCK = "DownEncoderBlock2D"
 
 
 class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
@@ -71,7 +68,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         self,
         in_channels: int = 3,
         out_channels: int = 3,
-        down_block_types: tuple[str, ...] = (_DOWN_BLOCK,),
+        down_block_types: tuple[str, ...] = (DOWN_BLOCK,),
         block_out_channels: tuple[int, ...] = (64,),
         layers_per_block: int = 1,
         latent_channels: int = 4,
@@ -79,7 +76,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         scaling_factor: float = 0.18215,
         force_upcast: bool = True,
     ) -> None:
-        _check_config(
+        check_config(
             down_block_types=down_block_types,
             block_out_channels=block_out_channels,
             scaling_factor=scaling_factor,
@@ -130,7 +127,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             InputError: wrong rank, channels or type, or a frame smaller than `f` pixels.
         """
         if not torch.compiler.is_compiling():
-            self._check_frames(x)
+            check_frames(x, channels=self.config.in_channels, smallest=self.spatial_factor)
         posterior = DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -152,7 +149,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             InputError: wrong rank, channels or type, or a batch that `num_frames` does not divide.
         """
         if not torch.compiler.is_compiling():
-            self._check_latents(z, num_frames)
+            check_latents(z, num_frames, channels=self.config.latent_channels)
         frames = self.decoder(z, num_frames)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
@@ -183,24 +180,6 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         frames = self.decode(z, num_frames=num_frames).sample
         return DecoderOutput(sample=frames) if return_dict else (frames,)
-
-    def _check_frames(self, x: Tensor) -> None:
-        _check_batch("encode", x, channels=self.config.in_channels, axes="(frames, channels, height, width)")
-        f = self.spatial_factor
-        if min(x.shape[-2:]) < f:
-            raise InputError(
-                f"encode: frames of {_size(x)} are too small; pad them to at least {f}x{f} pixels"
-            )
-
-    def _check_latents(self, z: Tensor, num_frames: int) -> None:
-        _check_batch(
-            "decode", z, channels=self.config.latent_channels, axes="(frames, channels, height, width)"
-        )
-        if not _is_count(num_frames) or z.shape[0] % num_frames:
-            raise InputError(
-                f"decode: a batch of {z.shape[0]} latents is not made of clips of num_frames={num_frames}; "
-                "pass the number of frames of each clip, a whole number that divides the batch"
-            )
 
     # Attention processors
 
@@ -341,67 +320,6 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             config_dict, **kwargs
         )
         return split
-
-
-def _check_config(
-    *,
-    down_block_types: tuple[str, ...],
-    block_out_channels: tuple[int, ...],
-    scaling_factor: float,
-    **counts: int,
-) -> None:
-    for name, count in counts.items():
-        if not _is_count(count):
-            raise ConfigError(f"configuration: {name}={count!r} must be a whole number of at least 1")
-    levels = {"down_block_types": down_block_types, "block_out_channels": block_out_channels}
-    for name, values in levels.items():
-        if not isinstance(values, (list, tuple)):
-            raise ConfigError(f"configuration: {name}={values!r} must be a list with one entry per level")
-    if len(down_block_types) != len(block_out_channels) or not block_out_channels:
-        raise ConfigError(
-            f"configuration: down_block_types has {len(down_block_types)} entries and block_out_channels "
-            f"{len(block_out_channels)}; give one of each per level, at least one level"
-        )
-    for block in down_block_types:
-        if block != _DOWN_BLOCK:
-            raise ConfigError(
-                f"configuration: down_block_types holds {block!r}; every level is a {_DOWN_BLOCK!r}"
-            )
-    for width in block_out_channels:
-        if not _is_count(width) or width % GROUPS:
-            raise ConfigError(
-                f"configuration: block_out_channels holds {width!r}; each must be a positive multiple of {GROUPS}, "
-                "the number of groups of every norm"
-            )
-    if not isinstance(scaling_factor, (int, float)) or not scaling_factor > 0:
-        raise ConfigError(f"configuration: scaling_factor={scaling_factor!r} must be a number above 0")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _check_batch(call: str, x: Any, *, channels: int, axes: str) -> None:
-    if not isinstance(x, Tensor):
-        raise InputError(f"{call}: got a {type(x).__name__}; pass a float tensor {axes}")
-    if x.ndim != 4:
-        raise InputError(
-            f"{call}: got {x.ndim} axes, {tuple(x.shape)}; pass {axes}, the frames of all clips on the first axis"
-        )
-    if not x.is_floating_point():
-        raise InputError(f"{call}: got {x.dtype}; pass a float tensor, frames as values in [-1, 1]")
-    if x.shape[1] != channels:
-        raise InputError(
-            f"{call}: got {x.shape[1]} channels, {tuple(x.shape)}; this model takes {channels}: {axes}"
-        )
-    if x.numel() == 0:
-        raise InputError(
-            f"{call}: got an empty tensor {tuple(x.shape)}; pass at least one frame of one pixel"
-        )
-
-
-def _size(x: Tensor) -> str:
-    return f"{x.shape[-2]}x{x.shape[-1]}"
 
 
 def _drop_fused_projections(
