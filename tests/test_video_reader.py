@@ -244,6 +244,13 @@ def test_start_frames_and_fps_go_together(tmp_path):
     assert len(read(path, fps=50)[0]) == 100
 
 
+def test_resampling_to_the_rate_it_has_changes_no_frame(tmp_path):
+    path = render(tmp_path / "a.mkv", numbered(30), rate=30)  # its stamps are rounded to milliseconds
+    frames, stamps = read(path, fps=30)
+    assert numbers(frames) == list(range(30))
+    assert stamps == [Fraction(n, 30) for n in range(30)]
+
+
 @pytest.mark.parametrize(("clip_frames", "overlap"), [(7, 0), (7, 3), (20, 19), (25, 5), (1, 0), (None, 0)])
 def test_clips_are_cut_as_clip_starts_says(tmp_path, clip_frames, overlap):
     path = render(tmp_path / "a.mkv", numbered(20), codec="ffv1", pix_fmt="bgr0")

@@ -315,6 +315,10 @@ def test_a_source_is_never_written_over(tmp_path):
     source = render(tmp_path / "a.mp4", scene(5))
     with pytest.raises(MediaError, match=r"a\.mp4: is the source itself"):
         VideoWriter(tmp_path / ".." / tmp_path.name / "a.mp4", rate=25, audio_from=source)
+    write(f"{tmp_path}/frames/", scene(2))
+    for images in (tmp_path / "frames", tmp_path / "frames" / "*.png"):
+        with pytest.raises(MediaError, match=r"frames: is the source itself"):
+            VideoWriter(tmp_path / "frames", rate=25, audio_from=images)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

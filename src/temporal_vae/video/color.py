@@ -144,7 +144,7 @@ def to_rgb(
     )
     pixels = converted.to_ndarray().astype(np.uint8, copy=False)
     if color.range == "limited" and len(frame.format.components) <= 2:
-        pixels = _STRETCHED[pixels]  # swscale takes all grey to be full range
+        pixels[..., :3] = _STRETCHED[pixels[..., :3]]  # swscale takes all grey to be full range
     return flatten(pixels, background) if alpha else pixels
 
 

@@ -95,11 +95,8 @@ class ContainerSource:
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if self._turn.transposed:
             width, height, aspect = height, width, 1 / aspect
-        rate, duration, time_base = (
-            _rate(container, stream),
-            declared_duration(stream),
-            stream.time_base or Fraction(1, 90000),
-        )
+        rate, time_base = _rate(container, stream), stream.time_base or Fraction(1, 90000)
+        duration = declared_duration(stream)
         if duration is None and container.duration:
             duration = Fraction(container.duration, 1_000_000)
         return VideoInfo(

@@ -44,9 +44,7 @@ def open_container(path: Path, max_pixels: int) -> InputContainer:
 
 def video_stream(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
     """The first video stream that is not cover art; `MediaError` where there is none, or its frames are too large."""
-    streams = [
-        s for s in container.streams.video if not s.disposition & Disposition.attached_pic
-    ]  # cover art
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams or container.format.name in _NOT_VIDEO:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise MediaError(f"{file_name(path)}: holds no video, only {kinds}; give a file with a video stream")
@@ -88,30 +86,24 @@ def decode(
     Raises:
         MediaError: damage, or an end before the declared one; after the frames before it.
     """
-    decoder = _decoder(stream, max_pixels)
-    tally = _Tally(stream, path, max_pixels)
+    decoder, tally = _decoder(stream, max_pixels), _Tally(stream, path, max_pixels, shown_from)
     for packet in _packets(container, stream, tally):
-        hidden = tally.last is None or (shown_from is not None and (packet.pts or 0) < shown_from)
-        if packet.is_corrupt and not hidden:
+        if packet.is_corrupt and tally.minds(packet.pts):
             raise tally.broken("the data is damaged or breaks off")
         try:
             frames = decoder.decode(packet if packet.size else None)
         except av.FFmpegError as error:
-            if not hidden or (packet.is_keyframe and shown_from is None):
+            if tally.minds(packet.pts) or (packet.is_keyframe and shown_from is None):
                 raise tally.broken(reason_of(error)) from error
             continue
         for frame in frames:
-            tick = tick_of(frame)
-            if frame.is_corrupt and (
-                tally.last is None or (shown_from is not None and (tick or 0) < shown_from)
-            ):
-                continue
-            if frame.is_corrupt:
+            if frame.is_corrupt and tally.minds(frame.pts):
                 raise tally.broken("the data is damaged")
-            check_pixels(frame.width, frame.height, path, max_pixels)
-            tally.shown(tick)
-            yield frame
-    if missing := tally.missing(from_beginning=shown_from is None):
+            if not frame.is_corrupt:
+                check_pixels(frame.width, frame.height, path, max_pixels)
+                tally.shown(tick_of(frame))
+                yield frame
+    if missing := tally.missing():
         raise tally.broken(missing)
 
 
@@ -137,13 +129,13 @@ def _packets(
 class _Tally:
     """Counts what was read, and knows what the file declares."""
 
-    def __init__(self, stream: VideoStream, path: Path, max_pixels: int) -> None:
-        self._stream, self._path, self._max_pixels = stream, path, max_pixels
+    def __init__(self, stream: VideoStream, path: Path, max_pixels: int, shown_from: int | None) -> None:
+        self._stream, self._path, self._max_pixels, self._shown_from = stream, path, max_pixels, shown_from
         self._time_base = stream.time_base or Fraction(1, 90000)
         self._packets = 0
         self._end = 0
         self._frames = 0
-        self.last: int | None = None  # tick of the last frame that was shown
+        self._last: int | None = None  # tick of the last frame
 
     def read(self, packet: av.Packet[VideoStream]) -> None:
         if packet.size:
@@ -152,29 +144,34 @@ class _Tally:
 
     def shown(self, tick: int | None) -> None:
         self._frames += 1
-        self.last = tick or 0
+        self._last = tick or 0
+
+    def minds(self, tick: int | None) -> bool:
+        """Whether damage at a tick matters: not ahead of the first frame, nor before what is shown after a seek."""
+        return self._last is not None and (self._shown_from is None or (tick or 0) >= self._shown_from)
 
     def broken(self, reason: str) -> MediaError:
-        if self.last is None:
+        if self._last is None:
             if not self._stream.codec_context.width:  # FFmpeg clears a size that it won't accept
                 reason = f"its picture size is missing or over the limit of {self._max_pixels} pixels"
             return MediaError(
                 f"{file_name(self._path)}: no frame can be decoded ({reason}); copy or export it again"
             )
-        seconds = float((self.last - (self._stream.start_time or 0)) * self._time_base)
+        seconds = float((self._last - (self._stream.start_time or 0)) * self._time_base)
+        place = f"after frame {self._frames} at" if self._shown_from is None else "after the frame at"
         return MediaError(
-            f"{file_name(self._path)}: broken after frame {self._frames} at {seconds:.3f} s ({reason}); "
+            f"{file_name(self._path)}: broken {place} {seconds:.3f} s ({reason}); "
             "copy or export it again, or read only the frames before"
         )
 
-    def missing(self, from_beginning: bool) -> str | None:
+    def missing(self) -> str | None:
         """What is missing at the end of the file, if anything."""
         kind, size = self._stream.container.format.name, self._path.stat().st_size
         if kind == "mpegts" and all(size % length for length in _TS_PACKETS):
             return "the file ends inside a packet"
         if "mp4" in kind:
             declared = len(self._stream.index_entries)
-            cut = from_beginning and self._packets < declared
+            cut = self._shown_from is None and self._packets < declared
             return f"{self._packets} of {declared} frames are in the file" if cut else None
         if kind != "avi" and "matroska" not in kind:
             return None

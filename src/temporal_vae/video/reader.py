@@ -137,7 +137,7 @@ class VideoReader:
 
     def _read(self) -> Iterator[tuple[Frames, Fraction]]:
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
-        if self._fps is not None and self._fps != self.info.rate:
+        if self._fps is not None:
             stream = at_rate(stream, self._fps, self.info.rate)
         count = 0
         for timestamp, render in islice(stream, self._frames):

@@ -50,6 +50,7 @@ def at_rate(
                 shown += 1
         held = time, item
     if held is not None:
-        while (due := first + shown / fps) < held[0] + 1 / source_rate:
+        end = held[0] + 1 / source_rate - min(_ROUNDING, 1 / fps / 4)
+        while (due := first + shown / fps) < end:
             yield due, held[1]
             shown += 1

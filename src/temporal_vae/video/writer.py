@@ -57,7 +57,7 @@ class VideoWriter:
         rate: nominal frames per second; the last frame is shown for one of them.
         color: of the source, `Clip.color`. H.264 keeps BT.601, BT.709 or BT.2020 and the range, else is BT.709 limited.
         codec: `h264`, `ffv1`, `gif` or `png`, where it is not to be that of the suffix: `.mkv` holds `h264` too.
-        crf: quality of H.264, 0 (best) to 51.
+        crf: quality of H.264, 1 (best) to 51; 0 is without loss but for the colours, and few players show it.
         audio_from: video whose sound tracks are copied, from the first time stamp to the end of the last frame. Time
             stamps are taken to be those of this video. GIF and PNG have no sound: it is left out.
         overwrite: whether a file of that name may be replaced. A folder is replaced only if nothing but numbered PNG
@@ -100,7 +100,8 @@ class VideoWriter:
         )
         check_writable(self.target, overwrite=overwrite)
         _check_replaceable(self.target, codec)
-        self._sound = _sound_of(audio_from, self.target) if codec in ("h264", "ffv1") else None
+        _check_apart(self.target, audio_from)
+        self._sound = _sound_of(audio_from) if codec in ("h264", "ffv1") else None
         self._stack = ExitStack()
         self._encoder: Encoder
         self._output: OutputContainer | None = None
@@ -227,15 +228,19 @@ def _check_replaceable(target: Path, codec: str) -> None:
         )
 
 
-def _sound_of(source: str | Path | None, target: Path) -> tuple[Path, Fraction] | None:
+def _check_apart(target: Path, source: str | Path | None) -> None:
+    """A source, or the folder of a pattern of images, is not written over."""
+    for path in () if source is None else (Path(source), Path(source).parent):
+        if target.exists() and path.exists() and target.samefile(path):
+            raise MediaError(f"{file_name(target)}: is the source itself; write to another name")
+
+
+def _sound_of(source: str | Path | None) -> tuple[Path, Fraction] | None:
     """Path and time of the first frame of a source that has sound."""
     if source is None:
         return None
-    path = Path(source)
-    if target.exists() and path.exists() and target.samefile(path):
-        raise MediaError(f"{file_name(target)}: is the source itself; write to another name")
     info = VideoReader(source).info
-    return (path, info.first_time) if info.has_audio else None
+    return (Path(source), info.first_time) if info.has_audio else None
 
 
 def _close_quietly(output: OutputContainer) -> None:
