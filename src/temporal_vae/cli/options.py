@@ -11,7 +11,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class SizeType(click.ParamType[Any]):
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """`WIDTH` or `WIDTHxHEIGHT`, in pixels."""
 
     name = "size"
@@ -28,7 +28,7 @@ class SizeType(click.ParamType[Any]):
         return size
 
 
-class ClipFramesType(click.ParamType[Any]):
+class ClipFramesType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """A whole number of frames, or `all`."""
 
     name = "frames"
@@ -48,7 +48,7 @@ class ClipFramesType(click.ParamType[Any]):
         return frames
 
 
-class RateType(click.ParamType[Any]):
+class RateType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """Frames per second: `24`, `23.976` or `24000/1001`."""
 
     name = "rate"
@@ -64,7 +64,7 @@ class RateType(click.ParamType[Any]):
         return rate
 
 
-class ColorType(click.ParamType[Any]):
+class ColorType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """A colour by name or as `#rrggbb`."""
 
     name = "color"
