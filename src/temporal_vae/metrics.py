@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from temporal_vae.errors import InputError
-from temporal_vae.video.frames import Frames
+
+Frames = NDArray[np.uint8]
 
 PEAK = 255.0
 SSIM_WINDOW = 11

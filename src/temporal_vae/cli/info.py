@@ -30,7 +30,7 @@ def _describe_model(model: str, subfolder: str | None) -> dict[str, Any]:
 
     from temporal_vae.cli.models import load_model
 
-    vae = load_model(model, subfolder, "float32", "cpu")
+    vae = load_model(model, subfolder)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in vae.named_children()}
     keys = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels")
     return {

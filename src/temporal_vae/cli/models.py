@@ -1,16 +1,42 @@
-"""Loading the model that the options of a command name."""
+"""The model that the options of a command name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from temporal_vae.errors import InputError
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 
+DTYPES = ("float32", "bfloat16", "float16")
 
-def load_model(model: str, subfolder: str | None, dtype: str, device: str) -> AutoencoderKLTemporalDecoder:
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that name a model; it is called with the loaded one as `vae`."""
+
+    @click.option(
+        "--model", default="embedded", show_default=True, help="Folder, Hugging Face id, or `embedded`."
+    )
+    @click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
+    @click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
+    )
+    @click.option("--device", default="cpu", show_default=True, help="To compute on: cpu, cuda, cuda:1, mps.")
+    @wraps(command)
+    def load_and_run(model: str, subfolder: str | None, dtype: str, device: str, **arguments: Any) -> None:
+        command(vae=load_model(model, subfolder, dtype, device), **arguments)
+
+    return load_and_run
+
+
+def load_model(
+    model: str, subfolder: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> AutoencoderKLTemporalDecoder:
     """Load `model` in a dtype on a device, ready for inference.
 
     Raises:

@@ -8,8 +8,6 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """`WIDTH` or `WIDTHxHEIGHT`, in pixels."""
@@ -87,20 +85,6 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
     return decorate
 
-
-model_options = _together(
-    click.option(
-        "--model",
-        default="embedded",
-        show_default=True,
-        help="Folder, Hugging Face id, or `embedded`.",
-    ),
-    click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae."),
-    click.option(
-        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
-    ),
-    click.option("--device", default="cpu", show_default=True, help="To compute on: cpu, cuda, cuda:1, mps."),
-)
 
 selection_options = _together(
     click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from temporal_vae.cli.console import print_json, print_table, progress_bar
-from temporal_vae.cli.models import load_model
+from temporal_vae.cli.models import takes_model
 from temporal_vae.cli.options import (
     cut_options,
     json_option,
-    model_options,
     output_options,
     selection_options,
 )
+
+if TYPE_CHECKING:
+    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 
 _SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
 
@@ -25,23 +27,15 @@ _SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @selection_options
-@model_options
+@takes_model
 @json_option
 def encode(
-    source: str,
-    target: str,
-    model: str,
-    subfolder: str | None,
-    dtype: str,
-    device: str,
-    as_json: bool,
-    **selection: Any,
+    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **selection: Any
 ) -> None:
     """Encode the video IN into the latent file OUT (*.safetensors).
 
     IN is a video, an image, a folder of images or a glob such as 'frames/*.png'.
     """
-    vae = load_model(model, subfolder, dtype, device)
     from temporal_vae.video.pipeline import encode_video
 
     with progress_bar("encode") as progress:
@@ -66,20 +60,12 @@ def encode(
 )
 @click.option("--audio-from", metavar="VIDEO", help="Copy the sound of this video.")
 @output_options
-@model_options
+@takes_model
 @json_option
 def decode(
-    source: str,
-    target: str,
-    model: str,
-    subfolder: str | None,
-    dtype: str,
-    device: str,
-    as_json: bool,
-    **options: Any,
+    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
 ) -> None:
     """Decode the latent file IN into the video OUT, with the size, rate and time stamps of its source."""
-    vae = load_model(model, subfolder, dtype, device)
     from temporal_vae.video.pipeline import decode_video
 
     with progress_bar("decode") as progress:
@@ -101,24 +87,16 @@ def decode(
 @selection_options
 @cut_options
 @output_options
-@model_options
+@takes_model
 @json_option
 def reconstruct(
-    source: str,
-    target: str,
-    model: str,
-    subfolder: str | None,
-    dtype: str,
-    device: str,
-    as_json: bool,
-    **options: Any,
+    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
 ) -> None:
     """Encode and decode the video IN into the video OUT, and say how good the result is.
 
     Figures are printed and saved to OUT.metrics.json: PSNR and SSIM per frame and over the clip, flicker (the error of
     frame differences), time per frame and peak memory.
     """
-    vae = load_model(model, subfolder, dtype, device)
     from temporal_vae.video.pipeline import reconstruct_video
 
     with progress_bar("reconstruct") as progress:
