@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -201,3 +203,16 @@ def test_help_loads_neither_torch_nor_av(folder):
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--clip-frames" in done.stdout
+
+
+def test_ctrl_c_leaves_nothing(folder, footage, tmp_path):
+    words = ["reconstruct", str(footage), str(tmp_path / "out.mp4"), "--compare", "--clip-frames", "1"]
+    command = [sys.executable, "-m", "temporal_vae", *words, *of_model(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.strip() == "temporal-vae: interrupted; nothing was written"
+    assert list(tmp_path.iterdir()) == []
