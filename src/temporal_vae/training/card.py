@@ -25,7 +25,7 @@ def main(model: Path, media: Path | None) -> None:
 def _measure(model: Path, media: Path | None) -> None:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
     from temporal_vae.training.data import Sampler, training_sources
-    from temporal_vae.training.evaluate import PatchComponents, held_out, measure, reconstruct, card_clips
+    from temporal_vae.training.evaluate import PatchComponents, card_clips, held_out, measure, reconstruct
     from temporal_vae.training.recipe import EMBEDDED
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(model)
