@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -80,6 +81,16 @@ def commit() -> str:
     """Short hash of the checked-out commit, or `unknown`."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """Processor and cores, as far as the system tells."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
+    )
+    return f"{name}, {os.cpu_count()} cores"
 
 
 @click.command()
