@@ -140,7 +140,7 @@ def main(frames: int, size: int, dtype: str, rounds: int, output: Path | None) -
         facts = {
             "date": str(date.today()),
             "commit": commit(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": machine(),
         }
         settings = {"frames": frames, "size": size, "dtype": dtype, "rounds": rounds}
         output.write_text(json.dumps(facts | settings | {"jobs": table}, indent=2) + "\n")
