@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from oracle import config, randomise
 
-from temporal_vae import AutoencoderKLTemporalDecoder, cli
+from temporal_vae import AutoencoderKLTemporalDecoder, cli, decode_video, encode_video, reconstruct_video
 from temporal_vae.video.latents import LatentReader
 from temporal_vae.video.reader import VideoReader
 from temporal_vae.video.writer import VideoWriter
@@ -216,3 +216,13 @@ def test_ctrl_c_leaves_nothing(folder, footage, tmp_path):
     assert process.returncode == 130
     assert printed.strip() == "temporal-vae: interrupted; nothing was written"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_calls_take_a_width_alone(folder, tmp_path):
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(folder / "model", subfolder="vae")
+    info = encode_video(folder / "in.mkv", tmp_path / "x.safetensors", vae=vae, frames=2, size=20)
+    assert (info.width, info.height) == (20, round(20 * HEIGHT / WIDTH))
+    assert len(info.timestamps) == 2
+    report = reconstruct_video(folder / "in.mkv", tmp_path / "x.mkv", vae=vae, frames=2, size=(20, 16))
+    assert (report.width, report.height) == (20, 16)
+    assert decode_video(tmp_path / "x.safetensors", tmp_path / "y.gif", vae=vae) == info

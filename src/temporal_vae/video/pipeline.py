@@ -24,7 +24,7 @@ from temporal_vae.metrics import QualityMeter
 from temporal_vae.video.comparison import Comparison
 from temporal_vae.video.frames import Clip, Frames, crop_to, pad_to_multiple
 from temporal_vae.video.latents import LatentInfo, LatentReader, LatentWriter, ModelIdentity
-from temporal_vae.video.reader import VideoReader
+from temporal_vae.video.reader import Size, VideoReader
 from temporal_vae.video.report import Report, peak_memory
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.writer import VideoWriter
@@ -43,14 +43,14 @@ class Selection(TypedDict, total=False):
         start: seconds from the beginning.
         frames: the most frames to read.
         fps: frames per second to resample to.
-        size: `(width, height)` in pixels, or `(width, None)` to keep the aspect.
+        size: `(width, height)` in pixels, or the width alone to keep the aspect.
         background: RGB colour behind transparent pixels.
     """
 
     start: float | None
     frames: int | None
     fps: Any
-    size: tuple[int, int | None] | None
+    size: Size | None
     background: tuple[int, int, int]
 
 
@@ -249,11 +249,12 @@ def _describe(reader: VideoReader, selection: Selection, vae: AutoencoderKLTempo
 
 def _as_shown(reader: VideoReader, selection: Selection) -> dict[str, Any]:
     """What a player needs to show the frames as the source would be shown."""
-    _, height = selection.get("size") or (None, None)
+    size = selection.get("size")
+    keeps_aspect = not isinstance(size, tuple) or size[1] is None
     return {
         "rate": reader.rate,
         "color": reader.info.color,
-        "pixel_aspect": reader.info.pixel_aspect if height is None else Fraction(1),
+        "pixel_aspect": reader.info.pixel_aspect if keeps_aspect else Fraction(1),
         "time_base": reader.info.time_base if selection.get("fps") is None else 1 / reader.rate,
     }
 
@@ -287,8 +288,8 @@ def _encoding_precision(vae: AutoencoderKLTemporalDecoder) -> Iterator[None]:
 def _encode(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> DiagonalGaussianDistribution:
     """Posterior of frames `(t, h, w, 3)` padded to the model's factor."""
     pixels = torch.from_numpy(pad_to_multiple(frames, vae.spatial_factor)).to(vae.device)
-    x = pixels.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
-    return vae.encode(x).latent_dist
+    x = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+    return vae.encode(x.to(vae.dtype)).latent_dist
 
 
 @torch.inference_mode()
