@@ -11,12 +11,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.training.scenes import Frames, render_scene
+from temporal_vae.training.scenes import render_scene
+from temporal_vae.video.frames import Frames
+from temporal_vae.video.tensors import to_tensor
 
 HELD_OUT_FOOTAGE = "monster.mp4"
 HELD_OUT_PHOTOGRAPHS = ("chelsea.png", "motorcycle_right.png", "rocket.jpg")
@@ -84,11 +85,6 @@ class Sampler:
             source = kinds[kind][rng.integers(len(kinds[kind]))]
             drawn.append(_window(source, rng, frames, size))
         return to_tensor(np.concatenate(drawn))
-
-
-def to_tensor(frames: Frames) -> Tensor:
-    """Uint8 frames `(t, h, w, 3)` to `(t, 3, h, w)` in [-1, 1], channels-last in memory."""
-    return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def training_sources(media: Path | None) -> list[Source]:

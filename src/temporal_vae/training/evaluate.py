@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,12 +20,12 @@ from temporal_vae.training.data import (
     package_video,
     read_photograph,
     read_video,
-    to_tensor,
 )
-from temporal_vae.training.scenes import Frames
+from temporal_vae.video.frames import Frames
+from temporal_vae.video.pipeline import CLIP_FRAMES, reconstruct_clip
+from temporal_vae.video.tensors import to_frames, to_tensor
 
 WIDTH = 320
-CLIP_FRAMES = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +60,10 @@ def card_clips() -> list[Clips]:
     return [*unseen, Clips(name=f"{CARPHONE} (trained on)", frames=carphone)]
 
 
-@torch.no_grad()
 def reconstruct(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> Frames:
     """Encode to the mean and decode in clips of 25 frames. `(t, h, w, 3)` both."""
-    parts = []
-    for start in range(0, len(frames), CLIP_FRAMES):
-        clip = to_tensor(frames[start : start + CLIP_FRAMES])
-        latents = torch.cat([vae.encode(frame).latent_dist.mean for frame in clip.split(1)])
-        parts.append(vae.decode(latents, num_frames=len(clip)).sample)
-    return _to_frames(torch.cat(parts))
+    starts = range(0, len(frames), CLIP_FRAMES)
+    return np.concatenate([reconstruct_clip(vae, frames[start : start + CLIP_FRAMES]) for start in starts])
 
 
 def measure(source: Frames, result: Frames) -> Figures:
@@ -106,9 +102,4 @@ class PatchComponents:
             patches = F.unfold(frame, 4, stride=4).transpose(1, 2)
             kept = (patches - self.mean) @ self.basis.T @ self.basis + self.mean
             results.append(F.fold(kept.transpose(1, 2), frame.shape[-2:], 4, stride=4))
-        return _to_frames(torch.cat(results))
-
-
-def _to_frames(x: Tensor) -> Frames:
-    result: Frames = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return result
+        return to_frames(torch.cat(results))

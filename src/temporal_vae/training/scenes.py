@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Frames = npt.NDArray[np.uint8]
-"""Frames of a clip, `(t, h, w, 3)`, 0 to 255."""
+from temporal_vae.video.frames import Frames
 
 Floats = npt.NDArray[np.float32]
 

@@ -27,6 +27,7 @@ from temporal_vae.video.latents import LatentInfo, LatentReader, LatentWriter, M
 from temporal_vae.video.reader import Size, VideoReader
 from temporal_vae.video.report import Report, peak_memory
 from temporal_vae.video.stitcher import Stitcher
+from temporal_vae.video.tensors import to_frames, to_tensor
 from temporal_vae.video.writer import VideoWriter
 
 CLIP_FRAMES = 25  # the clip length Stable Video Diffusion was tuned for
@@ -44,14 +45,14 @@ class Selection(TypedDict, total=False):
         frames: the most frames to read.
         fps: frames per second to resample to.
         size: `(width, height)` in pixels, or the width alone to keep the aspect.
-        background: RGB colour behind transparent pixels.
+        background: colour behind transparent pixels: a name, `#rrggbb`, or red, green and blue.
     """
 
     start: float | None
     frames: int | None
     fps: Any
     size: Size | None
-    background: tuple[int, int, int]
+    background: str | tuple[int, int, int]
 
 
 class Output(TypedDict, total=False):
@@ -59,7 +60,7 @@ class Output(TypedDict, total=False):
 
     Attributes:
         codec: `h264`, `ffv1`, `png` or `gif`; by default that of the target's suffix.
-        crf: quality of H.264, 0 (lossless) to 51.
+        crf: quality of H.264, 0 (best) to 51.
     """
 
     codec: str | None
@@ -207,7 +208,7 @@ def reconstruct_video(
         originals, results = Stitcher(overlap), Stitcher(overlap)
         for clip in reader.clips(clip_frames, overlap):
             with model_clock:
-                result = clip.replace(_reconstruct(vae, clip.frames))
+                result = clip.replace(reconstruct_clip(vae, clip.frames))
             for pieces in zip(originals.push(clip), results.push(result), strict=True):
                 finish(*pieces)
             if progress:
@@ -231,6 +232,14 @@ def reconstruct_video(
     )
     report.save(target.with_name(f"{target.stem}.metrics.json"))
     return report
+
+
+def reconstruct_clip(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> Frames:
+    """Encode frames `(t, h, w, 3)` and decode the mean of their latents as one clip of the same size."""
+    with _encoding_precision(vae):
+        parts = [frames[i : i + _ENCODED_AT_ONCE] for i in range(0, len(frames), _ENCODED_AT_ONCE)]
+        latents = torch.cat([_encode(vae, part).mode() for part in parts])
+    return crop_to(_decode(vae, latents), *frames.shape[1:3])
 
 
 def _describe(reader: VideoReader, selection: Selection, vae: AutoencoderKLTemporalDecoder) -> LatentInfo:
@@ -287,24 +296,14 @@ def _encoding_precision(vae: AutoencoderKLTemporalDecoder) -> Iterator[None]:
 @torch.inference_mode()
 def _encode(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> DiagonalGaussianDistribution:
     """Posterior of frames `(t, h, w, 3)` padded to the model's factor."""
-    pixels = torch.from_numpy(pad_to_multiple(frames, vae.spatial_factor)).to(vae.device)
-    x = pixels.permute(0, 3, 1, 2) / 127.5 - 1
-    return vae.encode(x.to(vae.dtype)).latent_dist
+    x = to_tensor(pad_to_multiple(frames, vae.spatial_factor))
+    return vae.encode(x.to(vae.device, vae.dtype)).latent_dist
 
 
 @torch.inference_mode()
 def _decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Frames:
     """Frames `(t, h*f, w*f, 3)` of a clip of latents `(t, z, h, w)`."""
-    x = vae.decode(latents.to(vae.device, vae.dtype), num_frames=len(latents)).sample
-    pixels = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _reconstruct(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> Frames:
-    with _encoding_precision(vae):
-        parts = [frames[i : i + _ENCODED_AT_ONCE] for i in range(0, len(frames), _ENCODED_AT_ONCE)]
-        latents = torch.cat([_encode(vae, part).mode() for part in parts])
-    return crop_to(_decode(vae, latents), *frames.shape[1:3])
+    return to_frames(vae.decode(latents.to(vae.device, vae.dtype), num_frames=len(latents)).sample)
 
 
 def _draw(mean: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
