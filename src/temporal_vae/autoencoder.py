@@ -190,7 +190,9 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """
         if self._unfused_processors is None:
             self._unfused_processors = self.attn_processors
-            self._fuse()
+            with torch.no_grad():
+                for attention in self._attentions():
+                    attention.fuse_projections(fuse=True)
             self.set_attn_processor(FusedAttnProcessor2_0())
 
     def unfuse_qkv_projections(self) -> None:
@@ -201,11 +203,6 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             for attention in self._attentions():
                 del attention.to_qkv
                 attention.fused_projections = False
-
-    def _fuse(self) -> None:
-        for attention in self._attentions():
-            with torch.no_grad():
-                attention.fuse_projections(fuse=True)
 
     def _attentions(self) -> list[Any]:
         return [*self.encoder.mid_block.attentions, *self.decoder.mid_block.attentions]

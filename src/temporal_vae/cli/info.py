@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from temporal_vae.cli.console import print_json, print_table
+from temporal_vae.cli.models import load_model
 from temporal_vae.cli.options import json_option
 
 
@@ -26,10 +27,6 @@ def info(model: str, subfolder: str | None, as_json: bool) -> None:
 
 
 def _describe_model(model: str, subfolder: str | None) -> dict[str, Any]:
-    import torch
-
-    from temporal_vae.cli.models import load_model
-
     vae = load_model(model, subfolder)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in vae.named_children()}
     keys = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels")
@@ -40,7 +37,7 @@ def _describe_model(model: str, subfolder: str | None) -> dict[str, Any]:
         "compression": _compression(vae),
         "parameters": sum(parameters.values()),
         **{f"parameters_{name}": count for name, count in parameters.items()},
-        "bytes_float32": sum(parameters.values()) * torch.float32.itemsize,
+        "bytes_float32": 4 * sum(parameters.values()),
     }
 
 

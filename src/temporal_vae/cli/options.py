@@ -68,13 +68,15 @@ class ColorType(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
     name = "color"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse to `(red, green, blue)`, 0 to 255."""
-        from PIL import ImageColor
+        """Check that the reader will understand it."""
+        from temporal_vae.errors import InputError
+        from temporal_vae.video.color import parse_background
 
         try:
-            return ImageColor.getrgb(value)[:3]
-        except ValueError:
-            self.fail(f"{value!r} is no colour; write a name such as white, or #rrggbb", param, ctx)
+            parse_background(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -128,7 +130,7 @@ output_options = _together(
         type=click.IntRange(0, 51),
         default=18,
         show_default=True,
-        help="Quality of H.264, 0 (lossless) to 51.",
+        help="Quality of H.264, 0 (best) to 51.",
     ),
 )
 

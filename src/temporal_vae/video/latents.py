@@ -25,9 +25,9 @@ from torch import Tensor
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import EMBEDDED
-from temporal_vae.errors import LatentFileError
+from temporal_vae.errors import LatentFileError, MediaError
 from temporal_vae.video.frames import Color, clip_starts
-from temporal_vae.video.outputs import complete_or_nothing
+from temporal_vae.video.outputs import check_writable, complete_or_nothing
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "temporal_vae"
@@ -158,8 +158,10 @@ class LatentWriter:
         self._open = ExitStack()
         if self.target.suffix != ".safetensors":
             raise LatentFileError(f"{self.target}: latent files are safetensors; name it *.safetensors")
-        if not self.target.parent.is_dir():
-            raise LatentFileError(f"{self.target}: no folder {self.target.parent}; create it first")
+        try:
+            check_writable(self.target)
+        except MediaError as error:
+            raise LatentFileError(str(error)) from error
 
     def __enter__(self) -> LatentWriter:
         # The header of safetensors comes first and holds the length, so each tensor waits in a file of its own.
