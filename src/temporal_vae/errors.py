@@ -7,7 +7,8 @@ Every message is one line: the value or file, what was allowed, and what to do.
     ├── InputError         a tensor or argument a call cannot work with          (also a ValueError)
     ├── CheckpointError    weights that cannot be loaded into a model            (also a ValueError, OSError)
     ├── MediaError         a video or image that cannot be read or written       (also a ValueError)
-    └── LatentFileError    a latent file that is damaged or of another model     (also a ValueError)
+    ├── LatentFileError    a latent file that is damaged or of another model     (also a ValueError)
+    └── MemoryLimitError   a memory limit, or a disk to spill to, that is too small (also a ValueError)
 
 The command line prints the message of a `TemporalVaeError` on one line and exits with 1; wrong usage
 (unknown option, malformed value) exits with 2.
@@ -19,6 +20,7 @@ __all__ = [
     "InputError",
     "LatentFileError",
     "MediaError",
+    "MemoryLimitError",
     "TemporalVaeError",
 ]
 
@@ -48,3 +50,7 @@ class MediaError(TemporalVaeError, ValueError):
 
 class LatentFileError(TemporalVaeError, ValueError):
     """A latent file that is damaged, of an unknown version, or of another model."""
+
+
+class MemoryLimitError(TemporalVaeError, ValueError):
+    """A memory limit under which the work cannot be done, or a disk without room for what would be spilled."""
