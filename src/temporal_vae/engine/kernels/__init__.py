@@ -1,0 +1,83 @@
+"""The few tensor kernels of the engine; each works on one tile, in one thread.
+
+`portable` is plain torch and runs anywhere; `native` is machine code for this processor (`native_code`, written with
+the words of `simd`, on the arithmetic of `minimal`); `triton_kernels` serve `portable` on a GPU. `kernels_for` picks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from temporal_vae.engine.stats import Affine, Moments
+from temporal_vae.engine.storage import Rows, Scratch
+from temporal_vae.engine.workers import Workers
+
+
+class Weights(Protocol):
+    """Weights in the form in which a kernel reads them."""
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the result, padding included."""
+
+
+W = TypeVar("W", bound=Weights)
+
+
+class Kernels(Protocol[W]):
+    """What a pass asks of a kernel. `add`: the target holds values already, which the result is added to."""
+
+    inputs_multiple: int  # channels are padded with zeros to multiples of these
+    outputs_multiple: int
+
+    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, *, enlarge: bool = False) -> W:
+        """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
+
+    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch) -> W:
+        """Those of a 1x1 convolution."""
+
+    def strided_weights(self, conv: nn.Conv2d, room: Scratch) -> W:
+        """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
+
+    def temporal_weights(
+        self, conv: nn.Conv3d, frames: int, room: Scratch, *, factor: Tensor | None = None
+    ) -> W:
+        """Those of a (3,1,1) convolution over `frames` frames, times a factor."""
+
+    def spatial(
+        self,
+        source: Rows,
+        target: Rows,
+        weights: W,
+        affine: Affine | None,
+        scratch: Scratch,
+        *,
+        add: bool = False,
+    ) -> Moments:
+        """3x3 convolution of rows; `source` reaches one row further, but for the border of the picture."""
+
+    def pointwise(self, source: Rows, target: Rows, weights: W, scratch: Scratch) -> Moments:
+        """1x1 convolution of the rows of `target`."""
+
+    def temporal(
+        self, sources: list[Tensor], targets: list[Tensor], weights: W, affine: Affine, scratch: Scratch, *,
+        add: bool = False,
+    ) -> Moments:  # fmt: skip
+        """(3,1,1) convolution of the same pixels of all frames, `(pixels, c)` each."""
+
+
+def kernels_for(device: torch.device, dtype: torch.dtype, workers: Workers) -> Kernels[Any]:
+    """The fastest kernels for activations of `dtype` on `device`."""
+    from temporal_vae.engine.kernels.portable import PortableKernels
+
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        from temporal_vae.engine.kernels import simd
+
+        if simd.host() is not None:
+            from temporal_vae.engine.kernels.native import NativeKernels
+
+            return NativeKernels(dtype, workers)
+    return PortableKernels(device)

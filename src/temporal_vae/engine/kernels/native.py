@@ -1,0 +1,221 @@
+"""Kernels in machine code: what `native_code` emits, called on tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from temporal_vae.engine.geometry import BLOCK, TILE, scratch_floats
+from temporal_vae.engine.kernels import native_code, simd
+from temporal_vae.engine.kernels.minimal import F11, F43, Filtering
+from temporal_vae.engine.stats import Affine, Moments
+from temporal_vae.engine.storage import Rows, Scratch
+from temporal_vae.engine.workers import Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedWeights:
+    """Transformed weights `(points, k / panel, c, panel)` and the bias, in float32."""
+
+    values: Tensor
+    bias: Tensor
+    inputs: int
+    outputs: int
+    filtering: Filtering
+    enlarge: bool = False
+
+
+class NativeKernels:
+    """Kernels for float32, bfloat16 and float16 on this processor."""
+
+    def __init__(self, dtype: torch.dtype, workers: Workers) -> None:
+        machine = simd.host()
+        assert machine is not None
+        self.inputs_multiple = machine.lanes
+        self.outputs_multiple = machine.lanes * machine.columns
+        self._workers = workers
+        self._name: simd.Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+
+    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, *, enlarge: bool = False) -> PackedWeights:
+        """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
+        return self._pack(conv.weight.flatten(2), bias_of(conv), F43, 2, room, enlarge=enlarge)
+
+    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch) -> PackedWeights:
+        """Those of a 1x1 convolution."""
+        return self._pack(conv.weight.flatten(2), bias_of(conv), F11, 1, room)
+
+    def strided_weights(self, conv: nn.Conv2d, room: Scratch) -> PackedWeights:
+        """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
+        return self._pack(side_by_side(conv.weight)[..., None], bias_of(conv), F11, 1, room)
+
+    def temporal_weights(
+        self, conv: nn.Conv3d, frames: int, room: Scratch, *, factor: Tensor | None = None
+    ) -> PackedWeights:
+        """Those of a (3,1,1) convolution over `frames` frames, times a factor."""
+        weight = conv.weight.flatten(2)
+        if frames == 1:  # only the middle tap meets a frame
+            return self._pack(weight[:, :, 1:2], bias_of(conv), F11, 1, room, factor=factor)
+        return self._pack(weight, bias_of(conv), F43, 1, room, factor=factor)
+
+    def _pack(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        filtering: Filtering,
+        axes: int,
+        room: Scratch,
+        *,
+        factor: Tensor | None = None,
+        enlarge: bool = False,
+    ) -> PackedWeights:
+        outputs, inputs, taps = weight.shape
+        padding = -inputs % self.inputs_multiple, -outputs % self.outputs_multiple
+        if any(padding):
+            weight = F.pad(weight, (0, 0, 0, padding[0], 0, padding[1]))
+            bias = F.pad(bias, (0, padding[1]))
+            outputs, inputs, _ = weight.shape
+        matrix = torch.tensor([[float(x) for x in row] for row in filtering.filter], dtype=torch.float64)
+        if axes == 2:
+            matrix = torch.kron(matrix, matrix)
+        bias = bias.float()
+        if factor is not None:
+            matrix, bias = matrix * factor, bias * factor
+        panel, points = self.outputs_multiple, matrix.float()
+        values = room.take((len(points), outputs // panel, inputs, panel), torch.float32)
+
+        def pack(index: int, worker: int) -> None:
+            part = weight[index * panel : (index + 1) * panel].float()  # (panel, c, taps)
+            transformed = points @ part.permute(2, 1, 0).reshape(taps, -1)
+            values[:, index] = transformed.view(len(points), inputs, panel)
+
+        self._workers.run(pack, range(outputs // panel))
+        return PackedWeights(
+            values=values,
+            bias=bias.contiguous(),
+            inputs=inputs,
+            outputs=outputs,
+            filtering=filtering,
+            enlarge=enlarge,
+        )
+
+    def spatial(
+        self,
+        source: Rows,
+        target: Rows,
+        weights: PackedWeights,
+        affine: Affine | None,
+        scratch: Scratch,
+        *,
+        add: bool = False,
+    ) -> Moments:
+        """3x3 convolution of rows; `source` reaches one row further, but for the border of the picture."""
+        rows, width, outputs = target.data.shape
+        sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
+        work = scratch.take((scratch_floats(weights.inputs, outputs, F43.points**2),), torch.float32)
+        across = -(-width // TILE)
+        source_row, target_row = (_row_bytes(x) for x in (source, target))
+        output = target.data.data_ptr() - target.first * target_row
+        native_code.spatial(self._name, affine is not None)(
+            source.data.data_ptr() - source.first * source_row,
+            source_row,
+            output,
+            target_row,
+            output if add else 0,
+            target_row,
+            affine.scale.data_ptr() if affine else 0,
+            affine.shift.data_ptr() if affine else 0,
+            weights.values.data_ptr(),
+            weights.bias.data_ptr(),
+            sums.data_ptr(),
+            work.data_ptr(),
+            weights.inputs,
+            outputs,
+            target.height,
+            width,
+            int(weights.enlarge),
+            target.first // TILE * across,
+            -(-(target.first + rows) // TILE) * across,
+            BLOCK,
+        )
+        return Moments.of_sums(rows * width, sums)
+
+    def pointwise(self, source: Rows, target: Rows, weights: PackedWeights, scratch: Scratch) -> Moments:
+        """1x1 convolution of the rows of `target`."""
+        start = target.first - source.first
+        pixels = source.data[start : start + len(target.data)].view(-1, weights.inputs)
+        return self._over_time(
+            [pixels], [target.data.view(-1, weights.outputs)], weights, None, scratch, add=False
+        )
+
+    def temporal(
+        self,
+        sources: list[Tensor],
+        targets: list[Tensor],
+        weights: PackedWeights,
+        affine: Affine,
+        scratch: Scratch,
+        *,
+        add: bool = False,
+    ) -> Moments:
+        """(3,1,1) convolution of the same pixels of all frames, `(pixels, c)` each."""
+        return self._over_time(sources, targets, weights, affine.of(0), scratch, add=add)
+
+    def _over_time(
+        self,
+        sources: list[Tensor],
+        targets: list[Tensor],
+        weights: PackedWeights,
+        affine: Affine | None,
+        scratch: Scratch,
+        *,
+        add: bool,
+    ) -> Moments:
+        frames, pixels = len(sources), len(sources[0])
+        sums = torch.zeros((frames, 2, weights.outputs), dtype=torch.float64)
+        work = scratch.take(
+            (scratch_floats(weights.inputs, weights.outputs, weights.filtering.points),),
+            torch.float32,
+        )
+        inputs, outputs = _addresses(sources), _addresses(targets)
+        native_code.temporal(self._name, affine is not None, weights.filtering is F11)(
+            inputs.ctypes.data,
+            outputs.ctypes.data,
+            outputs.ctypes.data if add else 0,
+            affine.scale.data_ptr() if affine else 0,
+            affine.shift.data_ptr() if affine else 0,
+            weights.values.data_ptr(),
+            weights.bias.data_ptr(),
+            sums.data_ptr(),
+            work.data_ptr(),
+            weights.inputs,
+            weights.outputs,
+            frames,
+            0,
+            pixels,
+            BLOCK,
+        )
+        return Moments.of_sums(pixels, sums)
+
+
+def side_by_side(weight: Tensor) -> Tensor:
+    """The taps of a convolution `(k, c, rows, columns)` as one row of weights each, `(k, taps * c)`."""
+    return weight.flatten(2).transpose(1, 2).flatten(1)
+
+
+def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
+    """The bias, which every convolution of the network has."""
+    assert conv.bias is not None
+    return conv.bias
+
+
+def _row_bytes(rows: Rows) -> int:
+    return prod(rows.data.shape[1:]) * rows.data.element_size()
+
+
+def _addresses(tensors: list[Tensor]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)

@@ -1,0 +1,696 @@
+"""From a shape and a memory limit to a plan: integers only, no torch.
+
+A `Plan` says, level by level, what is kept in memory, what is computed twice, and what is spilled; how many frames are
+worked on together; how large tiles are; and the peak of memory all that needs. It counts what `run.py` and `passes.py`
+hold at each step, with the same formulas that cut their tiles, so its peak is a promise: what the process uses above
+the loaded model stays below it, and close to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from temporal_vae.engine.geometry import BLOCK, TILE, Cut, scratch_floats
+from temporal_vae.errors import InputError, MemoryLimitError
+
+MIB = 2**20
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+FIRST_USE = 136 * MIB  # what libraries take when they are first used: a compiler, kernels, allocator caches
+PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
+SLACK = 1.01  # of what tensors need, for pages and allocators
+STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
+TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
+PANEL = 32  # channels that the native kernels write at least; inputs come in 16
+WIDEST_INPUT = 16
+ENOUGH_LATENTS = 8192  # pixels of the lowest level that make packing its weights worth the while
+ATTENTION_COPIES = 9  # activations of a frame that attention holds besides its input
+ATTENTION_BUFFERS = 16 * MIB  # of the matrix products in it
+
+
+Flags = dict[str, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a plan needs to know of a configuration."""
+
+    channels: int  # of a picture
+    latent_channels: int
+    widths: tuple[int, ...]  # of the levels, the full picture first
+    layers: int
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a frame per latent, along height and along width."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelPlan:
+    """How the activations of one level are treated."""
+
+    size: tuple[int, int]  # height and width
+    together: int  # frames that a spatial block works on at a time
+    scratch_bytes: int  # of each worker
+    weights_bytes: int  # of the packed weights that are held at once
+    rematerialise: bool = False  # the enlarged input is computed where it is read, twice, instead of kept
+    recompute: bool = False  # the first temporal convolution is computed twice instead of kept
+    spill: bool = False  # the state of the clip lives in a file, or for a GPU in host memory
+    spill_work: bool = False  # and so do the frames at work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One step of the memory ladder."""
+
+    name: str
+    peak: int  # bytes above the loaded model
+    extra_work: float  # share of the arithmetic that is done a second time
+    spill_bytes: int
+
+    @property
+    def flags(self) -> Flags:
+        """What a level does on this rung."""
+        return _RUNGS[self.name]
+
+
+_RUNGS: dict[str, Flags] = {
+    "whole": {},
+    "rematerialise upsampling": {"rematerialise": True},
+    "recompute temporal": {"recompute": True},
+    "rematerialise and recompute": {"rematerialise": True, "recompute": True},
+    "spill": {"recompute": True, "spill": True},
+    "spill everything": {"recompute": True, "spill": True, "spill_work": True},
+}
+_ENCODER_RUNGS = ("whole", "spill everything")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a clip is decoded or encoded. `print(plan)` shows it, and the ladder it was chosen from."""
+
+    task: str  # "decode" or "encode"
+    frames: int  # of a clip, or of the frames that are encoded together
+    batch: int  # frames of the whole call
+    height: int  # of the pictures
+    width: int
+    dtype: str
+    memory_limit: int | None
+    rung: str
+    levels: tuple[LevelPlan, ...]  # in the order in which they are computed
+    workers: int
+    cut: Cut
+    spill_bytes: int
+    peak: int  # bytes above the loaded model
+    extra_work: float
+    work: int  # multiply-adds of the network
+    ladder: tuple[Rung, ...]
+
+    def __str__(self) -> str:
+        limit = "what is free" if self.memory_limit is None else readable(self.memory_limit)
+        lines = [
+            f"{self.task} {self.batch} frames of {self.height}x{self.width} (height x width), clips of {self.frames}, "
+            f"{self.dtype}, {self.workers} threads; limit {limit}",
+            "",
+            f"  {'rung':28} {'peak':>10} {'extra work':>11} {'spilled':>10}",
+        ]
+        for rung in self.ladder:
+            mark = "->" if rung.name == self.rung else "  "
+            spilled = readable(rung.spill_bytes) if rung.spill_bytes else "-"
+            lines.append(
+                f"{mark} {rung.name:28} {readable(rung.peak):>9} {rung.extra_work:>10.1%} {spilled:>11}"
+            )
+        lines += [
+            "",
+            f"chosen: peak {readable(self.peak)} above the loaded model, {self.extra_work:.1%} extra work",
+        ]
+        for level in self.levels:
+            flags = [name for name in ("rematerialise", "recompute", "spill") if getattr(level, name)]
+            lines.append(
+                f"  level {level.size[0]}x{level.size[1]}: {', '.join(flags) or 'whole'}, "
+                f"{level.together} frames together"
+            )
+        return "\n".join(lines)
+
+
+def readable(nbytes: int) -> str:
+    """`3.25 GiB`."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / MIB:.0f} MiB"
+
+
+@lru_cache(maxsize=256)
+def plan_decode(
+    network: Network,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+    memory_limit: int | None = None,
+    clips: int = 1,
+    workers: int | None = None,
+) -> Plan:
+    """Plan the decoding of `clips` clips of `num_frames` frames of `height` x `width` pixels.
+
+    Args:
+        network: the configuration.
+        num_frames: length of a clip.
+        height: of the frames in pixels, a multiple of the network's factor.
+        width: of the frames in pixels.
+        dtype: of model and activations: float32, bfloat16, float16 or float64.
+        device: `"cpu"` or `"cuda"`: whose memory is counted, and which kernels work.
+        memory_limit: bytes above the loaded model; None for no limit.
+        clips: how many clips one call decodes; one after the other.
+        workers: threads; None for all cores.
+
+    Raises:
+        InputError: a size that no latents have, or an unknown dtype.
+        MemoryLimitError: the limit is below what the last rung needs; the message says how much that is.
+    """
+    _check(num_frames=num_frames, height=height, width=width, dtype=dtype, device=device, clips=clips)
+    if height % network.factor or width % network.factor:
+        raise InputError(
+            f"plan: {height}x{width} pixels are not made of latents; height and width must be multiples of "
+            f"{network.factor}"
+        )
+    sizes = [(height >> i, width >> i) for i in reversed(range(len(network.widths)))]
+    return _choose(
+        _Decoder(network, num_frames, clips * num_frames, sizes, dtype, device, workers or cores()),
+        memory_limit,
+        list(_RUNGS),
+    )
+
+
+@lru_cache(maxsize=256)
+def plan_encode(
+    network: Network,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+    memory_limit: int | None = None,
+    workers: int | None = None,
+) -> Plan:
+    """Plan the encoding of `num_frames` frames of `height` x `width` pixels, each by itself.
+
+    The arguments and errors are those of `plan_decode`. Frames are encoded a few at a time; how many is
+    `plan.frames`.
+    """
+    _check(num_frames=num_frames, height=height, width=width, dtype=dtype, device=device)
+    if min(height, width) < network.factor:
+        raise InputError(
+            f"plan: frames of {height}x{width} are too small; at least {network.factor}x{network.factor} pixels"
+        )
+    sizes = [(height >> i, width >> i) for i in range(len(network.widths))]
+    threads = workers or cores()
+    most = max(1, min(num_frames, -(-ENOUGH_LATENTS // (sizes[-1][0] * sizes[-1][1]))))
+    refusal: MemoryLimitError | None = None
+    for frames in sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True):
+        task = _Encoder(network, frames, num_frames, sizes, dtype, device, threads)
+        for rungs in (["whole"], list(_ENCODER_RUNGS)) if frames == 1 else (["whole"],):
+            try:
+                return _choose(task, memory_limit, rungs, list(_ENCODER_RUNGS))
+            except MemoryLimitError as error:
+                refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(*, dtype: str, device: str, **counts: int) -> None:
+    if device not in STRIP_BYTES:
+        raise InputError(f"plan: device {device!r} is not one of {', '.join(STRIP_BYTES)}")
+    if dtype not in ITEMSIZE:
+        raise InputError(f"plan: dtype {dtype!r} is not one of {', '.join(ITEMSIZE)}")
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"plan: {name}={count!r} must be a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arithmetic that encoder and decoder share. Levels come in the order in which they are computed."""
+
+    network: Network
+    frames: int
+    batch: int
+    sizes: Sequence[tuple[int, int]]
+    dtype: str
+    device: str
+    workers: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels before the first level, then those of each level."""
+        raise NotImplementedError
+
+    @property
+    def item(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width of the pictures, the largest level."""
+        return max(self.sizes)
+
+    @property
+    def native(self) -> bool:
+        """Whether the processor's own kernels do the work, rather than torch's."""
+        return self.device == "cpu" and self.dtype != "float64"
+
+    @property
+    def strip(self) -> int:
+        """Bytes of a tile, at most about."""
+        return STRIP_BYTES[self.device]
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(strip_bytes=self.strip, run_bytes=self.strip, itemsize=self.item)
+
+    def frame(self, level: int, channels: int) -> int:
+        """Bytes of one frame of activations."""
+        height, width = self.sizes[level]
+        return height * width * channels * self.item
+
+    def together(self, level: int) -> int:
+        """Frames that give every worker a few blocks of tiles."""
+        height, width = self.sizes[level]
+        blocks = -(-height // TILE) * -(-width // TILE) // BLOCK
+        return max(1, min(self.frames, -(-4 * self.workers // max(1, blocks))))
+
+    def packed(self, *convs: tuple[int, int, int]) -> int:
+        """Bytes of packed weights: `(inputs, outputs, points)` each."""
+        return sum(_padded(i, WIDEST_INPUT) * _padded(o, PANEL) * points * 4 + 64 for i, o, points in convs)
+
+    @property
+    def packing(self) -> int:
+        """Bytes of temporaries of one worker that packs weights."""
+        return 72 * max(self.network.widths) * PANEL * 4
+
+    def kernel(self, inputs: int, outputs: int, points: int) -> int:
+        """Bytes of scratch that a kernel takes."""
+        if not self.native:
+            return 0
+        return scratch_floats(_padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL), points) * 4 + 64
+
+    def rows(self, level: int, channels: int) -> int:
+        """Rows of a strip, at most."""
+        height, width = self.sizes[level]
+        together = self.together(level)
+        return max(map(len, self.cut.strips(height, width, channels, together, self.workers)))
+
+    def convolution(
+        self,
+        level: int,
+        inputs: int,
+        outputs: int,
+        *,
+        spilled: bool,
+        shortcut: bool = False,
+        rematerialise: bool = False,
+        source_level: int | None = None,
+    ) -> int:
+        """Bytes of scratch that a job of a 3x3 pass takes."""
+        rows, width = self.rows(level, outputs), self.sizes[level][1]
+        total = self.kernel(inputs, outputs, 36)
+        if shortcut:
+            total += self.kernel(inputs, outputs, 1)
+        if rematerialise:
+            total += (rows + 2 * TILE) * width * inputs * self.item + self.kernel(inputs, inputs, 36) + 64
+        if spilled:
+            reach = rows + 2 if source_level is None else rows // 2 + 3
+            read = reach * (width if source_level is None else self.sizes[source_level][1]) * inputs
+            total += (read + (2 if shortcut else 1) * rows * width * outputs) * self.item + 256
+        return total
+
+    def spilled(self, level: int, flags: Flags) -> int:
+        """Bytes of the file that a level takes: its state, and the frames at work."""
+        state, widest = (self.frame(level, self.widths[level + i]) for i in (1, 0))
+        group = self.together(level)
+        nbytes = self.frames * state if flags.get("spill") else 0
+        return nbytes + (group * (state + widest) if flags.get("spill_work") else 0)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+class _Decoder(_Task):
+    task = "decode"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels before the first level, then those of each level."""
+        return (self.network.widths[-1], *reversed(self.network.widths))
+
+    @property
+    def output(self) -> int:
+        height, width = self.sizes[-1]
+        return self.batch * self.network.channels * height * width * self.item
+
+    def held(self, level: int, flags: Flags, before: Flags) -> int:
+        """Bytes of activations in memory at the worst moment of a level."""
+        t, g = self.frames, min(self.frames, self.together(level))
+        before_frame = 0 if level == 0 else self.frame(level - 1, self.widths[level])
+        if before.get("spill"):
+            before_frame = 0
+        frame = self.frame(level, self.widths[level + 1])
+        own = 0 if flags.get("spill") else frame
+        work = 0 if flags.get("spill_work") else frame
+        changes = self.widths[level] != self.widths[level + 1]
+        large = self.frame(level, self.widths[level]) if changes and level > 0 else 0
+        if flags.get("spill_work") or flags.get("rematerialise"):
+            large = 0
+        entry = max(
+            t * before_frame + g * (own + large + work), g * before_frame + t * own + g * (large + work)
+        )
+        if level == 0:
+            borrowed = self.frame(0, self.widths[1])
+            attention = (ATTENTION_COPIES + bool(flags.get("spill"))) * borrowed + ATTENTION_BUFFERS
+            entry = max(entry, t * own + attention)
+        state = t * own + max(g * work, 0 if flags.get("recompute") else t * frame)
+        return max(entry, state)
+
+    def scratch(self, level: int, flags: Flags) -> int:
+        """Bytes of scratch of one worker at the worst job of a level."""
+        spilled, inputs, width = bool(flags.get("spill")), self.widths[level], self.widths[level + 1]
+        changes = inputs != width
+        t, network = self.frames, self.network
+        height, across = self.sizes[level]
+        passes = [self.convolution(level, width, width, spilled=spilled)]
+        if changes:
+            passes.append(
+                self.convolution(
+                    level, inputs, width, spilled=spilled, shortcut=True,
+                    rematerialise=bool(flags.get("rematerialise")) and level > 0,
+                )
+            )  # fmt: skip
+        if level > 0:
+            enlarging = self.convolution(level, inputs, inputs, spilled=spilled, source_level=level - 1)
+            if flags.get("rematerialise"):
+                enlarging += self.rows(level, inputs) * across * inputs * self.item
+            passes.append(enlarging)
+        run = max(map(len, self.cut.runs(height * across, t, width, self.workers)))
+        windows = 2 if spilled else 1 if flags.get("recompute") else 0
+        points = 1 if t == 1 else 6
+        kernels = 2 if flags.get("recompute") else 1
+        passes.append(
+            windows * t * (run * width * self.item + 64) + kernels * self.kernel(width, width, points)
+        )
+        edge = network.latent_channels if level == 0 else network.channels
+        if level == 0:
+            rows = self.rows(0, width)
+            passes.append(
+                self.kernel(edge, width, 36)
+                + ((rows + 2) * across * _padded(edge, WIDEST_INPUT) + rows * across * width) * self.item
+                + 128
+            )
+        if level == len(self.sizes) - 1:
+            rows = max(map(len, self.cut.strips(height, across, width, t, self.workers)))
+            passes.append(
+                self.kernel(width, edge, 36)
+                + ((rows + 2) * across * (width if spilled else 0) + rows * across * _padded(edge, PANEL))
+                * self.item
+                + 128
+            )
+        return max(passes)
+
+    def weights(self, level: int) -> int:
+        """Bytes of packed weights at the worst moment of a level."""
+        inputs, width = self.widths[level], self.widths[level + 1]
+        entry = [(inputs, width, 36), (width, width, 36)]
+        if level > 0:
+            entry.append((inputs, inputs, 36))
+        if inputs != width:
+            entry.append((inputs, width, 1))
+        inside = (width, width, 36)
+        return max(self.packed(*entry), self.packed(inside, inside))
+
+    def again(self, level: int, flags: Flags) -> int:
+        """Multiply-adds per clip that are done a second time."""
+        height, width = self.sizes[level]
+        pixels, channels, inputs = self.frames * height * width, self.widths[level + 1], self.widths[level]
+        blocks = self.network.layers + 1 + (min(2, self.network.layers) if level == 0 else 0)
+        total = 0
+        if flags.get("recompute"):
+            total += blocks * pixels * 3 * channels * channels
+        if flags.get("rematerialise") and level > 0 and inputs != channels:
+            total += pixels * 9 * inputs * inputs
+        return total
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds per clip, as the passes count them."""
+        network, total = self.network, 0
+        for level, (inputs, width) in enumerate(pairwise(self.widths)):
+            pixels = self.frames * self.sizes[level][0] * self.sizes[level][1]
+            blocks = network.layers + 1
+            first = 9 * inputs * width + 9 * width * width + 6 * width * width
+            total += pixels * (first + (blocks - 1) * 24 * width * width)
+            if level == 0:
+                total += pixels * (
+                    9 * network.latent_channels * width + min(2, network.layers) * 24 * width * width
+                )
+                total += pixels * 4 * width * width if network.layers > 1 else 0
+            else:
+                total += pixels * 9 * inputs * inputs
+        return total + pixels * 9 * self.widths[-1] * network.channels
+
+
+class _Encoder(_Task):
+    task = "encode"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels before the first level, then those of each level."""
+        return (self.network.widths[0], *self.network.widths)
+
+    @property
+    def output(self) -> int:
+        height, width = self.sizes[-1]
+        return 3 * self.batch * 2 * self.network.latent_channels * height * width * self.item
+
+    def held(self, level: int, flags: Flags, before: Flags) -> int:
+        """Bytes of activations in memory at the worst moment of a level."""
+        t, g = self.frames, min(self.frames, self.together(level))
+        inputs, width, last = self.widths[level], self.widths[level + 1], len(self.sizes) - 1
+        own = self.frame(level, width)
+        narrow = self.frame(level, inputs)
+        worst = t * own + g * own
+        if inputs != width:
+            worst = max(worst, t * narrow + 2 * g * own, g * narrow + t * own + g * own)
+        if level == last:
+            worst = max(worst, t * own + ATTENTION_COPIES * own + ATTENTION_BUFFERS)
+        else:
+            below = self.frame(level + 1, width)
+            worst = max(worst, t * own + below, own + t * below)
+        if flags.get("spill"):
+            return (ATTENTION_COPIES + 1) * own + ATTENTION_BUFFERS if level == last else 0
+        return worst
+
+    def scratch(self, level: int, flags: Flags) -> int:
+        """Bytes of scratch of one worker at the worst job of a level."""
+        spilled, inputs, width = bool(flags.get("spill")), self.widths[level], self.widths[level + 1]
+        across, network = self.sizes[level][1], self.network
+        passes = [self.convolution(level, width, width, spilled=spilled)]
+        if inputs != width:
+            passes.append(self.convolution(level, inputs, width, spilled=spilled, shortcut=True))
+        rows = self.rows(level, width)
+        if level == 0:
+            edge = _padded(network.channels, WIDEST_INPUT)
+            rows = max(map(len, self.cut.strips(*self.sizes[0], width, self.frames, self.workers)))
+            passes.append(
+                self.kernel(edge, width, 36)
+                + ((rows + 2) * across * edge + rows * across * width * spilled) * self.item
+                + 128
+            )
+        if level < len(self.sizes) - 1:
+            below = max(map(len, self.cut.strips(*self.sizes[level + 1], 9 * width, 1, self.workers)))
+            neighbours = below * (across // 2) * 9 * width * self.item
+            windows = ((2 * below + 1) * across + below * (across // 2)) * width * self.item * spilled
+            passes.append(self.kernel(9 * width, width, 1) + neighbours + windows + 256)
+        else:
+            edge = _padded(2 * network.latent_channels, PANEL)
+            rows = max(map(len, self.cut.strips(*self.sizes[level], width, self.frames, self.workers)))
+            passes.append(
+                self.kernel(width, edge, 36)
+                + ((rows + 2) * across * width * spilled + rows * across * edge) * self.item
+                + 128
+            )
+        return max(passes)
+
+    def weights(self, level: int) -> int:
+        """Bytes of packed weights at the worst moment of a level."""
+        inputs, width = self.widths[level], self.widths[level + 1]
+        inside = (width, width, 36)
+        entry = self.packed((inputs, width, 36), inside, (inputs, width, 1))
+        return max(entry, self.packed(inside, inside), self.packed((9 * width, width, 1)))
+
+    def spilled(self, level: int, flags: Flags) -> int:
+        """Bytes of the file that a level takes; what comes from the level before is as wide as that one was."""
+        before = self.frames * self.frame(level, self.widths[level]) if flags.get("spill") else 0
+        return super().spilled(level, flags) + before
+
+    def again(self, level: int, flags: Flags) -> int:
+        """Nothing is computed twice."""
+        return 0
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds per group of frames, as the passes count them."""
+        network, total = self.network, 0
+        for level, (inputs, width) in enumerate(pairwise(self.widths)):
+            pixels = self.frames * self.sizes[level][0] * self.sizes[level][1]
+            total += pixels * (9 * inputs * width + (2 * network.layers - 1) * 9 * width * width)
+            if level == 0:
+                total += pixels * 9 * network.channels * width
+            if level < len(self.sizes) - 1:
+                total += self.frames * self.sizes[level + 1][0] * self.sizes[level + 1][1] * 9 * width * width
+        return total + pixels * width * (40 * width + 18 * network.latent_channels)
+
+
+Task = _Decoder | _Encoder
+
+
+def _peak(task: Task, level: int, flags: Flags, before: Flags) -> int:
+    """Bytes above the loaded model at the worst moment of a level; `before` is what the level before it does."""
+    tensors = task.output + task.held(level, flags, before)
+    if task.native:
+        tensors += task.workers * (task.scratch(level, flags) + task.packing + PER_WORKER)
+        tensors += task.weights(level)
+    else:
+        tensors += task.workers * TEMPORARIES * task.strip
+    return int(tensors * SLACK) + FIRST_USE
+
+
+def _worst(task: Task, flags: Sequence[Flags]) -> int:
+    befores: list[Flags] = [{}, *flags]
+    return max(_peak(task, level, own, befores[level]) for level, own in enumerate(flags))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Path:
+    """What some levels do, from the first one on, and what that costs."""
+
+    flags: tuple[Flags, ...] = ()
+    spill_bytes: int = 0
+    again: int = 0  # multiply-adds that are done a second time
+    rungs: int = 0  # how far down the ladder, summed
+    peak: int = 0
+
+    def then(self, task: Task, flags: Flags, rung: int) -> _Path:
+        """With one more level."""
+        level, before = len(self.flags), self.flags[-1] if self.flags else Flags()
+        return _Path(
+            flags=(*self.flags, flags),
+            spill_bytes=self.spill_bytes + task.spilled(level, flags),
+            again=self.again + task.again(level, flags),
+            rungs=self.rungs + rung,
+            peak=max(self.peak, _peak(task, level, flags, before)),
+        )
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """A file costs more than arithmetic."""
+        return self.spill_bytes, self.again, self.rungs
+
+    def may_go_on(self, task: Task, flags: Flags) -> bool:
+        """What grows from level to level does not come back from a file; what shrinks does not go there."""
+        if not self.flags:
+            return True
+        spills, spilled = bool(flags.get("spill")), bool(self.flags[-1].get("spill"))
+        return spills >= spilled if task.task == "decode" else spills <= spilled
+
+
+def _best(
+    task: Task, rungs: Sequence[str], limit: int | None, cost: Callable[[_Path], object]
+) -> _Path | None:
+    """The cheapest way through the levels within a limit, each on one of `rungs`; None if there is none.
+
+    A level's peak depends on the level before it only, so the best way to each rung of a level is all that counts.
+    """
+    paths = [_Path()]
+    for _ in task.sizes:
+        longer = []
+        for rung, name in enumerate(rungs):
+            flags = _RUNGS[name]
+            ways = [path.then(task, flags, rung) for path in paths if path.may_go_on(task, flags)]
+            fitting = [way for way in ways if limit is None or way.peak <= limit]
+            longer += [min(fitting, key=cost)] if fitting else []
+        paths = longer
+    return min(paths, key=cost, default=None)
+
+
+def _choose(task: Task, limit: int | None, rungs: list[str], shown: list[str] | None = None) -> Plan:
+    """The cheapest plan within the limit. Levels may stand on different rungs."""
+    levels = range(len(task.sizes))
+    ladder = _ladder(task, shown or rungs)
+    path = _best(task, rungs, limit, lambda path: path.cost)
+    if path is None:
+        height, width = task.picture
+        least = _best(task, rungs, None, lambda path: path.peak)
+        assert least is not None
+        raise MemoryLimitError(
+            f"memory limit {readable(limit or 0)}: to {task.task} {task.frames} frames of {height}x{width} in "
+            f"{task.dtype} takes at least {-(-least.peak // MIB)} MiB; raise the limit to that"
+        )
+    chosen = path.flags
+    names = [next(name for name in reversed(list(_RUNGS)) if _RUNGS[name] == flags) for flags in chosen]
+    return Plan(
+        task=task.task,
+        frames=task.frames,
+        batch=task.batch,
+        height=task.picture[0],
+        width=task.picture[1],
+        dtype=task.dtype,
+        memory_limit=limit,
+        rung=max(names, key=list(_RUNGS).index),
+        levels=tuple(
+            LevelPlan(
+                size=task.sizes[level],
+                together=task.together(level),
+                scratch_bytes=task.scratch(level, chosen[level]),
+                weights_bytes=task.weights(level) if task.native else 0,
+                **chosen[level],
+            )
+            for level in levels
+        ),
+        workers=task.workers,
+        cut=task.cut,
+        spill_bytes=path.spill_bytes,
+        peak=path.peak,
+        extra_work=path.again / task.work,
+        work=task.work // task.frames * task.batch,
+        ladder=ladder,
+    )
+
+
+def _ladder(task: Task, names: Sequence[str]) -> tuple[Rung, ...]:
+    """The rungs, each below the one before; those that would save nothing are left out."""
+    ladder: list[Rung] = []
+    for rung in (_rung(task, name) for name in names):
+        if not ladder or rung.peak < ladder[-1].peak:
+            ladder.append(rung)
+    return tuple(ladder)
+
+
+def _rung(task: Task, name: str) -> Rung:
+    flags = [_RUNGS[name]] * len(task.sizes)
+    levels = range(len(task.sizes))
+    return Rung(
+        name=name,
+        peak=_worst(task, flags),
+        extra_work=sum(task.again(level, flags[level]) for level in levels) / task.work,
+        spill_bytes=sum(task.spilled(level, flags[level]) for level in levels),
+    )

@@ -1,0 +1,124 @@
+"""Statistics of stored activations, gathered tile by tile and exact when merged.
+
+**This is where statistics meet.** Every pass returns, for each tile it wrote, the `Moments` of its channels: how many
+values, their mean, and the sum of their squared deviations from it (M2), in float64. `merge` joins them by the formula
+of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample variances", 1979), which
+is an identity: the variance of the tiles' means is part of the variance of the whole. `affine` then reduces channels
+to groups and turns a GroupNorm into one scale and one shift per channel. How the picture was cut cannot be told from
+the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and M2 per frame and channel, `(t, c)` in float64, of `count` values each."""
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def of_sums(cls, count: int, sums: Tensor) -> Moments:
+        """From float64 sums and sums of squares, `(t, 2, c)`, of `count` values each."""
+        total, squares = sums.unbind(1)
+        mean = total / count
+        return cls(count, mean, (squares - total * mean).clamp_(min=0))
+
+    @classmethod
+    def of_values(cls, values: Tensor) -> Moments:
+        """Of `(t, n, c)` values."""
+        count = values.shape[1]
+        if values.device.type != "cpu" or values.dtype == torch.float64:
+            wide = values.double()
+            mean = wide.mean(1)
+            return cls(count, mean, (wide - mean[:, None]).square_().sum(1))
+        images = values.float().permute(0, 2, 1)[
+            :, None, :, :, None
+        ]  # channels-last: the fast way through memory
+        pairs = [torch.batch_norm_update_stats(image, None, None, 0.0) for image in images]
+        mean, variance = (torch.stack(part).double() for part in zip(*pairs, strict=True))
+        return cls(count, mean, variance * count)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both sets of values together (Chan's formula)."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / count)
+        return Moments(count, mean, m2)
+
+    def of(self, frames: Sequence[int]) -> Moments:
+        """Those of some consecutive frames."""
+        part = slice(frames[0], frames[-1] + 1)
+        return Moments(self.count, self.mean[part], self.m2[part])
+
+    def over_frames(self) -> Moments:
+        """Of all frames together, `(1, c)`: what a norm over the whole clip needs."""
+        frames = len(self.mean)
+        mean = self.mean.mean(0, keepdim=True)
+        m2 = self.m2.sum(0, keepdim=True) + self.count * (self.mean - mean).square().sum(0, keepdim=True)
+        return Moments(self.count * frames, mean, m2)
+
+
+class Merged:
+    """Moments of parts that come one after the other."""
+
+    def __init__(self) -> None:
+        self._total: Moments | None = None
+
+    def add(self, part: Moments) -> None:
+        """Another part."""
+        self._total = part if self._total is None else self._total + part
+
+    @property
+    def moments(self) -> Moments:
+        """Of all parts together."""
+        assert self._total is not None, "no part was added"
+        return self._total
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Of all parts together, in their order."""
+    return reduce(Moments.__add__, parts)
+
+
+def stack(frames: Iterable[Moments]) -> Moments:
+    """Moments of single frames as those of a clip."""
+    parts = list(frames)
+    return Moments(
+        parts[0].count, torch.cat([part.mean for part in parts]), torch.cat([part.m2 for part in parts])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A pending GroupNorm and SiLU: `silu(x * scale + shift)`, `(t or 1, c)` in float32, or as wide as the weights."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def of(self, frame: int) -> Affine:
+        """That of one frame."""
+        row = min(frame, len(self.scale) - 1)
+        return Affine(self.scale[row], self.shift[row])
+
+
+def affine(moments: Moments, norm: nn.GroupNorm) -> Affine:
+    """Turn a GroupNorm over values with these moments into one scale and one shift per channel."""
+    mean = moments.mean.unflatten(1, (norm.num_groups, -1))  # (t, groups, channels of a group)
+    m2 = moments.m2.unflatten(1, (norm.num_groups, -1))
+    center = mean.mean(2, keepdim=True)
+    variance = (m2.mean(2, keepdim=True) / moments.count) + (mean - center).square().mean(2, keepdim=True)
+    scale = torch.rsqrt(variance + norm.eps).expand_as(mean).flatten(1) * norm.weight.double()
+    shift = norm.bias.double() - center.expand_as(mean).flatten(1) * scale
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    return Affine(scale.to(dtype).contiguous(), shift.to(dtype).contiguous())

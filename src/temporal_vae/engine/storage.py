@@ -1,0 +1,333 @@
+"""Activations between passes: in memory, or in a file.
+
+`Frames` holds the frames of a clip, each `(h, w, c)` contiguous, and lends out two kinds of window: rows of one frame,
+and a run of pixels of all frames. In memory a window is a view; from a file it is read into the scratch of the thread
+that asks, and written back when it is done. Passes do not know which.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from mmap import mmap
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from temporal_vae.engine.geometry import Span
+from temporal_vae.errors import MemoryLimitError
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that nobody has written yet; tests fill it with NaN.
+
+    On a CPU it comes from the system and goes back there as soon as nobody holds it, whatever the allocator likes.
+    """
+    count = prod(shape)
+    if device.type == "cpu" and count * dtype.itemsize >= 2**20:
+        return torch.frombuffer(mmap(-1, count * dtype.itemsize), dtype=dtype).view(tuple(shape))
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows `[first, first + len(data))` of a picture of `height` rows; data `(rows, w, c)`."""
+
+    data: Tensor
+    first: int
+    height: int
+
+
+def hand_back() -> None:
+    """Give the system what the C library keeps of temporaries that are gone: with glibc tens of megabytes."""
+    if _trim is not None:
+        _trim(0)
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+class Pool:
+    """Memory that is used again: the first touch of new memory costs more than the arithmetic on it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._free: defaultdict[tuple[torch.dtype, int], list[Tensor]] = defaultdict(list)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of this shape, with whatever was left in it."""
+        waiting = self._free[dtype, prod(shape)]
+        return waiting.pop().view(tuple(shape)) if waiting else fresh(shape, dtype, self.device)
+
+    def give(self, tensor: Tensor) -> None:
+        """Let it be used again."""
+        self._free[tensor.dtype, tensor.numel()].append(tensor.flatten())
+
+    def clear(self) -> None:
+        """Hand back to the system what nobody uses."""
+        self._free.clear()
+
+
+class Scratch:
+    """Work memory: taken piece by piece, for a tile, say, and all free again for the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = fresh((0,), torch.uint8, device)
+        self._used = 0
+
+    def resize(self, nbytes: int) -> None:
+        """Hold `nbytes` from now on; nothing of what was taken is kept."""
+        if nbytes != len(self._memory):
+            self._memory = fresh((0,), torch.uint8, self._device)  # the old goes before the new comes
+            self._memory = fresh((nbytes,), torch.uint8, self._device)
+        self.reset()
+
+    def reset(self) -> Scratch:
+        """All pieces are free."""
+        self._used = 0
+        return self
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A piece of this shape."""
+        nbytes = prod(shape) * dtype.itemsize
+        start, self._used = self._used, self._used + -(-nbytes // 64) * 64
+        if self._used > len(self._memory):  # the plan counts every piece: this would be its mistake
+            raise AssertionError(f"scratch: {self._used} bytes wanted, {len(self._memory)} planned")
+        return self._memory[start : start + nbytes].view(dtype).view(tuple(shape))
+
+
+class Frames:
+    """The frames of a clip, `(t, h, w, c)`, in memory."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, pool: Pool) -> None:
+        self.count, self.height, self.width, self.channels = shape
+        self.dtype = dtype
+        self._pool = pool
+        self._frames: list[Tensor | None] = [None] * self.count
+
+    def prepare(self, frame: int) -> None:
+        """Make room for a frame."""
+        if self._frames[frame] is None:
+            self._frames[frame] = self._pool.take((self.height, self.width, self.channels), self.dtype)
+
+    def release(self, frame: int, *, reuse: bool = True) -> None:
+        """Forget a frame; its room may serve another, or else goes back to the system."""
+        kept, self._frames[frame] = self._frames[frame], None
+        if kept is not None and reuse:
+            self._pool.give(kept)
+
+    def close(self) -> None:
+        """Forget all frames."""
+        for frame in range(self.count):
+            self.release(frame)
+
+    def _frame(self, frame: int) -> Tensor:
+        kept = self._frames[frame]
+        assert kept is not None, f"frame {frame} was released or never written"
+        return kept
+
+    def rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
+        """Rows of one frame, to read, or to change and `put` back."""
+        return Rows(self._frame(frame)[span.first : span.last], span.first, self.height)
+
+    def blank_rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
+        """Rows of one frame to write and `put`; what they hold before is undefined."""
+        return self.rows(frame, span, scratch)
+
+    def put_rows(self, frame: int, rows: Rows) -> None:
+        """Store rows that were written."""
+
+    @contextmanager
+    def borrow(self, frame: int, pool: Pool) -> Iterator[Tensor]:
+        """A whole frame `(h, w, c)`, to read and to change."""
+        yield self._frame(frame)
+
+    def pixels(self, span: Span, scratch: Scratch) -> list[Tensor]:
+        """The same pixels of all frames, `(pixels, c)` each, to read, or to change and `put` back."""
+        return [
+            self._frame(frame).view(-1, self.channels)[span.first : span.last] for frame in range(self.count)
+        ]
+
+    def blank_pixels(self, span: Span, scratch: Scratch) -> list[Tensor]:
+        """Pixels of all frames to write and `put`; what they hold before is undefined."""
+        return self.pixels(span, scratch)
+
+    def put_pixels(self, span: Span, pixels: list[Tensor]) -> None:
+        """Store pixels that were written."""
+
+
+class _Store:
+    """Room of a known size, handed out piece by piece."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self._end = 0
+
+    def take(self, nbytes: int) -> int:
+        """Room for `nbytes`; its offset."""
+        waiting = self._free[nbytes]
+        if waiting:
+            return waiting.pop()
+        start, self._end = self._end, self._end + nbytes
+        return start
+
+    def give(self, offset: int, nbytes: int) -> None:
+        """Let the room be used again."""
+        self._free[nbytes].append(offset)
+
+
+class HostMemory(_Store):
+    """Page-locked memory of the host, for activations of a GPU.
+
+    Copies are queued on the stream of the worker that asks: while one worker's tile travels, another's is computed.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        super().__init__()
+        self._memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+    def read(self, target: Tensor, offset: int) -> None:
+        """Fill a contiguous tensor."""
+        flat = target.view(torch.uint8).flatten()
+        flat.copy_(self._memory[offset : offset + len(flat)], non_blocking=True)
+
+    def write(self, source: Tensor, offset: int) -> None:
+        """Store a contiguous tensor."""
+        flat = source.view(torch.uint8).flatten()
+        self._memory[offset : offset + len(flat)].copy_(flat, non_blocking=True)
+
+
+class SpillFile(_Store):
+    """A private file of known size, gone when the work is over, however it ends."""
+
+    def __init__(self, handle: int) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def read(self, target: Tensor, offset: int) -> None:
+        """Fill a contiguous tensor."""
+        view = _bytes(target)
+        while view:
+            done = os.preadv(self._handle, [view], offset)
+            if not done:
+                raise OSError(f"the spill file ended at byte {offset}")
+            view, offset = view[done:], offset + done
+
+    def write(self, source: Tensor, offset: int) -> None:
+        """Store a contiguous tensor."""
+        view = _bytes(source)
+        while view:
+            done = os.pwritev(self._handle, [view], offset)
+            view, offset = view[done:], offset + done
+
+
+@contextmanager
+def spill_file(nbytes: int, folder: Path | None = None) -> Iterator[SpillFile]:
+    """A `SpillFile` of `nbytes`, reserved before anything is computed; unlinked from the start where possible.
+
+    Raises:
+        MemoryLimitError: the disk has no room for it.
+    """
+    folder = folder or Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise MemoryLimitError(
+            f"{folder}: {nbytes / 2**30:.2f} GiB are needed to spill activations and {free / 2**30:.2f} GiB are free; "
+            "free some, point TMPDIR at another disk, or allow more memory"
+        )
+    with tempfile.TemporaryFile(dir=folder, prefix="temporal-vae-", buffering=0) as file:
+        handle = file.fileno()
+        try:
+            os.posix_fallocate(handle, 0, nbytes)
+        except OSError as error:
+            raise MemoryLimitError(
+                f"{folder}: no room for {nbytes / 2**30:.2f} GiB of spilled activations ({error.strerror}); free some, "
+                "point TMPDIR at another disk, or allow more memory"
+            ) from error
+        yield SpillFile(handle)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.view(torch.uint8).flatten().numpy())  # type: ignore[arg-type]
+
+
+class SpilledFrames(Frames):
+    """Frames that are kept elsewhere; windows are read into scratch and written back from it."""
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, store: SpillFile | HostMemory
+    ) -> None:
+        self.count, self.height, self.width, self.channels = shape
+        self.dtype = dtype
+        self._store = store
+        self._pixel = self.channels * dtype.itemsize
+        self._offsets: list[int | None] = [None] * self.count
+
+    @property
+    def _nbytes(self) -> int:
+        return self.height * self.width * self._pixel
+
+    def prepare(self, frame: int) -> None:
+        """Make room for a frame."""
+        if self._offsets[frame] is None:
+            self._offsets[frame] = self._store.take(self._nbytes)
+
+    def release(self, frame: int, *, reuse: bool = True) -> None:
+        """Forget a frame; its room may serve another."""
+        kept, self._offsets[frame] = self._offsets[frame], None
+        if kept is not None:
+            self._store.give(kept, self._nbytes)
+
+    def _offset(self, frame: int, pixel: int) -> int:
+        start = self._offsets[frame]
+        assert start is not None, f"frame {frame} was released or never written"
+        return start + pixel * self._pixel
+
+    def rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
+        """Rows of one frame, to read, or to change and `put` back."""
+        rows = self.blank_rows(frame, span, scratch)
+        self._store.read(rows.data, self._offset(frame, span.first * self.width))
+        return rows
+
+    def blank_rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
+        """Rows of one frame to write and `put`; what they hold before is undefined."""
+        data = scratch.take((len(span), self.width, self.channels), self.dtype)
+        return Rows(data, span.first, self.height)
+
+    def put_rows(self, frame: int, rows: Rows) -> None:
+        """Store rows that were written."""
+        self._store.write(rows.data, self._offset(frame, rows.first * self.width))
+
+    @contextmanager
+    def borrow(self, frame: int, pool: Pool) -> Iterator[Tensor]:
+        """A whole frame `(h, w, c)`, to read and to change."""
+        values = pool.take((self.height, self.width, self.channels), self.dtype)
+        self._store.read(values, self._offset(frame, 0))
+        yield values
+        self._store.write(values, self._offset(frame, 0))
+        pool.give(values)
+
+    def pixels(self, span: Span, scratch: Scratch) -> list[Tensor]:
+        """The same pixels of all frames, `(pixels, c)` each, to read, or to change and `put` back."""
+        pixels = self.blank_pixels(span, scratch)
+        for frame, target in enumerate(pixels):
+            self._store.read(target, self._offset(frame, span.first))
+        return pixels
+
+    def blank_pixels(self, span: Span, scratch: Scratch) -> list[Tensor]:
+        """Pixels of all frames to write and `put`; what they hold before is undefined."""
+        return [scratch.take((len(span), self.channels), self.dtype) for _ in range(self.count)]
+
+    def put_pixels(self, span: Span, pixels: list[Tensor]) -> None:
+        """Store pixels that were written."""
+        for frame, source in enumerate(pixels):
+            self._store.write(source, self._offset(frame, span.first))

@@ -1,0 +1,98 @@
+"""Threads that work on tiles side by side.
+
+Each thread takes the next tile when it is done with one, keeps it in its own cache and uses torch with a single
+thread of its own: tiles are independent, so nobody waits for anybody until the pass is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
+from threading import Event, Lock
+from typing import TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """`count` threads, numbered so that each can have scratch of its own; on a GPU each with its own stream."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count = count
+        self._device = device
+        self._pool: ThreadPoolExecutor | None = None
+        cuda = device.type == "cuda"
+        self._streams = [torch.cuda.Stream(device) for _ in range(count)] if cuda else None
+
+    @contextmanager
+    def at_work(self) -> Iterator[Workers]:
+        """Start the threads, and end them afterwards."""
+        if self.count == 1:
+            yield self
+            return
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(
+            self.count, "temporal-vae", initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            self._pool = pool
+            try:
+                self.run(lambda job, worker: None, range(self.count))
+                torch.set_num_threads(threads)  # per thread, but it also sets what threads to come get
+                yield self
+            finally:
+                self._pool = None
+
+    def run(self, work: Callable[[Job, int], Result], jobs: Sequence[Job]) -> list[Result]:
+        """`[work(job, worker) for job in jobs]`, side by side; results in the order of the jobs."""
+        results: list[Result] = []
+        self.each(work, jobs, results.append)
+        return results
+
+    def each(
+        self, work: Callable[[Job, int], Result], jobs: Sequence[Job], receive: Callable[[Result], object]
+    ) -> None:
+        """`for job in jobs: receive(work(job, worker))`, side by side; results are received in the order of the jobs.
+
+        Few results wait for those before them, so that many large ones need little memory if `receive` adds them up.
+        """
+        tickets, lock, stop = count(), Lock(), Event()
+        waiting: dict[int, Result] = {}
+        received = 0
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+        def hand_over() -> None:
+            nonlocal received
+            while received in waiting:
+                receive(waiting.pop(received))
+                received += 1
+
+        def loop(worker: int) -> None:
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad), self._stream(worker):
+                while not stop.is_set() and (index := next(tickets)) < len(jobs):
+                    result = work(jobs[index], worker)
+                    with lock:
+                        waiting[index] = result
+                        if not self._streams:  # what another stream computes is not there yet
+                            hand_over()
+
+        for stream in self._streams or ():
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+        try:
+            if self._pool is None:
+                loop(0)
+            else:
+                for done in [self._pool.submit(loop, worker) for worker in range(min(self.count, len(jobs)))]:
+                    done.result()
+        finally:
+            stop.set()  # an error or interrupt ends the pass for all workers at their next tile
+        for stream in self._streams or ():
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+        hand_over()
+
+    def _stream(self, worker: int) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._streams[worker]) if self._streams else nullcontext()
