@@ -6,7 +6,7 @@ weights, same calls, same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,17 @@ from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from temporal_vae.amounts import parse_memory
 from temporal_vae.checkpoints import loading
 from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
+from temporal_vae.engine import gate, run
+from temporal_vae.engine.memory import free_memory
+from temporal_vae.engine.plan import MIB, Network, Plan, plan_decode, plan_encode
+from temporal_vae.engine.progress import counter
 from temporal_vae.errors import ConfigError, InputError
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
+from temporal_vae.streams import stream
 
 # A pipeline saves and loads parts from libraries it knows, by a base class that the library offers: tell it of ours.
 LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
@@ -100,6 +106,12 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         )
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self._unfused_processors: dict[str, Any] | None = None
+        self._said: set[str] = set()
+        self.memory_limit: int | None = None
+        self.use_tiling = self.use_slicing = False
+        self.tile_sample_min_size = sample_size
+        self.tile_latent_min_size = max(1, sample_size // self.spatial_factor)
+        self.tile_overlap_factor = 0.25
         self.register_state_dict_post_hook(_drop_fused_projections)
 
     @property
@@ -128,7 +140,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """
         if not torch.compiler.is_compiling():
             check_frames(x, channels=self.config.in_channels, smallest=self.spatial_factor)
-        posterior = DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+        posterior = DiagonalGaussianDistribution(self.quant_conv(self._encoded(x)))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
@@ -150,7 +162,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """
         if not torch.compiler.is_compiling():
             check_latents(z, num_frames, channels=self.config.latent_channels)
-        frames = self.decoder(z, num_frames)
+        frames = self._decoded(z, num_frames)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
     def forward(
@@ -180,6 +192,188 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         frames = self.decode(z, num_frames=num_frames).sample
         return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        if not self._runs_in_engine(self.encoder, x):
+            return self.encoder(x)
+        n, _, height, width = x.shape
+        plan = self._planned(x.device, lambda limit: self._plan_encode(x, n, height, width, limit))
+        return run.encode(self.encoder, x, plan, counter(plan.work))
+
+    def _decoded(self, z: Tensor, num_frames: int) -> Tensor:
+        if not self._runs_in_engine(self.decoder, z):
+            return self.decoder(z, num_frames)
+        height, width = (self.spatial_factor * size for size in z.shape[-2:])
+        clips = len(z) // num_frames
+        plan = self._planned(
+            z.device, lambda limit: self._plan_decode(z, num_frames, height, width, limit, clips)
+        )
+        return run.decode(self.decoder, z, plan, counter(plan.work))
+
+    # Streams
+
+    def encode_stream(self, clips: Iterable[Tensor]) -> Generator[DiagonalGaussianDistribution, None, None]:
+        """Encode clip after clip of a long video, each as `encode` does, without gradients.
+
+        The next clip is read, in a thread, and the last posterior used while the present clip is computed, in another
+        thread. Nothing is read before the first posterior is asked for, and no more than one clip ahead. The threads
+        end with the iteration; close it (`contextlib.closing`) where it may be left early.
+
+        Args:
+            clips: frames `(t, in_channels, h, w)`, values in [-1, 1]; `t` and size may change from clip to clip.
+
+        Yields:
+            The posterior of each clip, over latents `(t, latent_channels, h/f, w/f)`.
+
+        Raises:
+            InputError: a clip that `encode` refuses.
+            MemoryLimitError: a clip that cannot be encoded within the limit of `enable_tiling`.
+            Exception: whatever `clips` raises, as it is.
+        """
+        return stream(lambda clip: self.encode(clip).latent_dist, clips)
+
+    def decode_stream(self, clips: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+        """Decode clip after clip of a long video, each as a whole, without gradients.
+
+        Clips are read, computed and used at the same time as in `encode_stream`.
+
+        Args:
+            clips: unscaled latents `(t, latent_channels, h, w)`, each tensor one clip of `t` frames; `t` and size may
+                change from clip to clip.
+
+        Yields:
+            The frames of each clip, `(t, out_channels, h*f, w*f)`, about [-1, 1], not clamped.
+
+        Raises:
+            InputError: a clip that `decode` refuses.
+            MemoryLimitError: a clip that cannot be decoded within the limit of `enable_tiling`.
+            Exception: whatever `clips` raises, as it is.
+        """
+
+        def decode(clip: Tensor) -> Tensor:
+            check_latents(clip, 1, channels=self.config.latent_channels)
+            return self.decode(clip, num_frames=len(clip)).sample
+
+        return stream(decode, clips)
+
+    # Memory
+
+    def enable_tiling(self, use_tiling: bool = True, *, memory_limit: int | str | None = None) -> None:
+        """Encode and decode within a memory limit: the same pixels, computed in tiles.
+
+        What a clip is does not change, nothing is blended, and there are no seams. Without a limit the engine stays
+        within the memory that is free.
+
+        Args:
+            use_tiling: False is `disable_tiling`.
+            memory_limit: bytes above the loaded model, or an amount as `"4GiB"`; on a GPU, of its memory.
+
+        Raises:
+            InputError: an amount that cannot be read. One that is too small for a clip is refused when the clip is
+                known, with the smallest that works (`MemoryLimitError`).
+        """
+        self.memory_limit = parse_memory(memory_limit) if use_tiling and memory_limit is not None else None
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Undo `enable_tiling`."""
+        self.enable_tiling(False)
+
+    def enable_slicing(self) -> None:
+        """Kept for compatibility: the clips of a batch are decoded one after the other in any case."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Undo `enable_slicing`."""
+        self.use_slicing = False
+
+    def plan_decode(
+        self,
+        *,
+        num_frames: int,
+        height: int,
+        width: int,
+        memory_limit: int | str | None = None,
+        clips: int = 1,
+    ) -> Plan:
+        """How a clip of `num_frames` frames of `height` x `width` pixels would be decoded; `print` shows it.
+
+        Raises:
+            InputError: a size that no latents have, or a limit that cannot be read.
+            MemoryLimitError: a limit that is too small; the message says which is not.
+        """
+        limit = self.memory_limit if memory_limit is None else parse_memory(memory_limit)
+        return self._plan_decode(self._example(), num_frames, height, width, limit, clips)
+
+    def plan_encode(
+        self, *, num_frames: int, height: int, width: int, memory_limit: int | str | None = None
+    ) -> Plan:
+        """How `num_frames` frames of `height` x `width` pixels would be encoded; errors as in `plan_decode`."""
+        limit = self.memory_limit if memory_limit is None else parse_memory(memory_limit)
+        return self._plan_encode(self._example(), num_frames, height, width, limit)
+
+    def _plan_decode(
+        self, like: Tensor, num_frames: int, height: int, width: int, limit: int | None, clips: int
+    ) -> Plan:
+        return plan_decode(
+            self._network,
+            num_frames=int(num_frames),
+            height=height,
+            width=width,
+            dtype=str(like.dtype).removeprefix("torch."),
+            device=like.device.type,
+            memory_limit=limit,
+            clips=clips,
+            workers=_workers(like.device),
+        )
+
+    def _plan_encode(self, like: Tensor, num_frames: int, height: int, width: int, limit: int | None) -> Plan:
+        return plan_encode(
+            self._network,
+            num_frames=int(num_frames),
+            height=height,
+            width=width,
+            dtype=str(like.dtype).removeprefix("torch."),
+            device=like.device.type,
+            memory_limit=limit,
+            workers=_workers(like.device),
+        )
+
+    def _planned(self, device: torch.device, plan: Callable[[int | None], Plan]) -> Plan:
+        """The plan under the user's limit, or under what is free; where too little is free, the smallest plan."""
+        if self.memory_limit is not None:
+            return plan(self.memory_limit)
+        unlimited = plan(None)
+        if unlimited.peak <= (free := free_memory(device)):
+            return unlimited
+        return plan(max(free // MIB * MIB, min(rung.peak for rung in unlimited.ladder)))
+
+    @property
+    def _network(self) -> Network:
+        config = self.config
+        return Network(
+            channels=max(config.in_channels, config.out_channels),
+            latent_channels=config.latent_channels,
+            widths=tuple(config.block_out_channels),
+            layers=config.layers_per_block,
+        )
+
+    def _example(self) -> Tensor:
+        return self.quant_conv.weight
+
+    def _runs_in_engine(self, part: nn.Module, x: Tensor) -> bool:
+        """Whether the engine may compute what a part would; if something hides the network from it, say so once."""
+        if not gate.wanted(part, x):
+            return False
+        reason = gate.obstacle(part, x)
+        if reason is not None and reason not in self._said:
+            self._said.add(reason)
+            logger.warning(
+                "%s runs as plain modules, without the engine and its memory limit: %s",
+                type(part).__name__,
+                reason,
+            )
+        return reason is None
 
     # Attention processors
 
@@ -317,6 +511,11 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             config_dict, **kwargs
         )
         return split
+
+
+def _workers(device: torch.device) -> int:
+    """Threads that work on tiles: as many as torch would use, and two streams on a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else 2
 
 
 def _drop_fused_projections(
