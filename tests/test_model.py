@@ -16,8 +16,10 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from memory import peak_bytes
 from oracle import TINY, Theirs, assert_close, config, noise, pair, randomise
+from refusals import refused
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
+from temporal_vae.errors import InputError, MemoryLimitError
 
 ATTENDING = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentions run
 PROCESSORS = ["encoder.mid_block.attentions.0.processor", "decoder.mid_block.attentions.0.processor"]
@@ -92,11 +94,65 @@ def test_every_computing_method_is_ours():
     assert inherited - vars(Ours).keys() == {"set_default_attn_processor"}
 
 
-def test_switches_do_not_advertise_what_they_do_not_do(ours):
+# Bounded memory
+
+
+def decode(model):
+    with torch.no_grad():
+        return model.decode(noise(4, 4, 4, 4), num_frames=2).sample
+
+
+def test_switches_of_diffusers_change_no_pixel(ours):
+    """There, tiling blends tiles that know nothing of each other; here it is the whole computation in less memory."""
+    expected = decode(ours)
     for switch in ("tiling", "slicing"):
-        if not hasattr(ours, f"use_{switch}"):
-            with pytest.raises(NotImplementedError):
-                getattr(ours, f"enable_{switch}")()
+        assert not getattr(ours, f"use_{switch}")
+        getattr(ours, f"enable_{switch}")()
+        assert getattr(ours, f"use_{switch}")
+        assert torch.equal(decode(ours), expected)
+        getattr(ours, f"disable_{switch}")()
+        assert not getattr(ours, f"use_{switch}")
+        assert torch.equal(decode(ours), expected)
+
+
+def test_settings_of_blended_tiles_are_kept_and_do_nothing(ours):
+    expected = decode(ours)
+    assert ours.tile_sample_min_size == ours.config.sample_size
+    ours.tile_latent_min_size, ours.tile_overlap_factor = 1, 0.5
+    ours.enable_tiling()
+    assert torch.equal(decode(ours), expected)
+
+
+def test_memory_limit(ours):
+    expected = decode(ours)
+    size = {"num_frames": 2, "height": 8, "width": 8, "clips": 2}
+    peaks = [rung.peak for rung in ours.plan_decode(**size).ladder]
+    for limit in (max(peaks), min(peaks)):
+        ours.enable_tiling(memory_limit=limit)
+        assert ours.memory_limit == limit
+        assert ours.plan_decode(**size).peak <= limit
+        assert_close(decode(ours), expected, 2e-5)
+    ours.enable_tiling(memory_limit="1MiB")  # refused when it is known for what
+    refused(MemoryLimitError, lambda: decode(ours), "memory limit 1 MiB", "8x8", "at least", "MiB")
+    ours.disable_tiling()
+    assert ours.memory_limit is None
+    assert torch.equal(decode(ours), expected)
+
+
+def test_memory_limit_goes_with_tiling(ours):
+    ours.enable_tiling(memory_limit="1.5GiB")
+    assert ours.memory_limit == 3 * 2**29
+    ours.enable_tiling()
+    assert ours.memory_limit is None
+    ours.enable_tiling(False, memory_limit="1.5GiB")
+    assert not ours.use_tiling
+    assert ours.memory_limit is None
+
+
+@pytest.mark.parametrize("amount", ["", "much", "4 giga", "-1GiB", 0, -1, True, 1.5, "0.1"])
+def test_memory_limit_that_is_none(ours, amount):
+    refused(InputError, lambda: ours.enable_tiling(memory_limit=amount), "memory limit", repr(amount), "4GiB")
+    assert not ours.use_tiling
 
 
 # Attention processors
@@ -136,7 +192,11 @@ def test_custom_processor_is_called(ours):
     before = run(ours)
     ours.set_attn_processor(Recording())
     assert not torch.equal(run(ours), before)
-    assert seen == [(2, 64, 8, 8), (2, 64, 4, 4)]
+    assert seen == [(1, 64, 8, 8)] * 2 + [(1, 64, 4, 4)] * 2  # the engine shows it one frame at a time
+    seen.clear()
+    with torch.enable_grad():
+        ours.decode(noise(2, 4, 4, 4), num_frames=2)
+    assert seen == [(2, 64, 4, 4)]
     with pytest.raises(ValueError, match="set_default_attn_processor"):
         ours.set_default_attn_processor()
 

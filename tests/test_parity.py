@@ -1,4 +1,7 @@
-"""The same numbers as diffusers, from the same weights: encode, decode, forward, and every gradient."""
+"""The same numbers as diffusers, from the same weights: encode, decode, forward, and every gradient.
+
+Without gradients, each is computed twice: by the modules, and by the engine.
+"""
 
 import pytest
 import torch
@@ -14,58 +17,55 @@ def frames_for(model, clips, frames, size=(24, 16), dtype=torch.float32):
 
 
 @each_config
-@torch.no_grad()
-def test_posterior(options):
+def test_posterior(options, tolerance):
     ours, theirs = pair(**options)
     frames = frames_for(theirs, 1, 3)
     mine, other = ours.encode(frames).latent_dist, theirs.encode(frames).latent_dist
-    assert_close(mine.mean, other.mean)
-    assert_close(mine.logvar, other.logvar)
-    assert_close(mine.mode(), other.mode())
+    assert_close(mine.mean, other.mean, tolerance)
+    assert_close(mine.logvar, other.logvar, tolerance)
+    assert_close(mine.mode(), other.mode(), tolerance)
     seeded = [posterior.sample(torch.Generator().manual_seed(7)) for posterior in (mine, other)]
-    assert_close(*seeded)
+    assert_close(*seeded, tolerance)
     assert not torch.equal(seeded[0], mine.mode())
-    assert_close(mine.kl(), other.kl())
-    assert_close(mine.nll(seeded[1]), other.nll(seeded[1]))
+    assert_close(mine.kl(), other.kl(), tolerance)
+    assert_close(mine.nll(seeded[1]), other.nll(seeded[1]), tolerance)
     prior = theirs.encode(frames.flip(0)).latent_dist
-    assert_close(mine.kl(prior), other.kl(prior))
+    assert_close(mine.kl(prior), other.kl(prior), tolerance)
 
 
-@torch.no_grad()
-def test_logvar_is_clamped():
+def test_logvar_is_clamped(tolerance):
     ours, theirs = pair(block_out_channels=(64,))
     for model in (ours, theirs):
-        model.quant_conv.weight.mul_(100)
+        model.quant_conv.weight.data.mul_(100)
     mine, other = (model.encode(noise(2, 3, 8, 8)).latent_dist for model in (ours, theirs))
     assert other.logvar.min() == -30
     assert other.logvar.max() == 20
     assert mine.logvar.min() == -30
     assert mine.logvar.max() == 20
-    assert_close(
-        mine.sample(torch.Generator().manual_seed(0)), other.sample(torch.Generator().manual_seed(0))
-    )
+    samples = (posterior.sample(torch.Generator().manual_seed(0)) for posterior in (mine, other))
+    # A standard deviation is exp(logvar / 2): half of what logvar is off, before the clamp, becomes a relative error.
+    assert_close(*samples, 0.5 * tolerance * other.parameters.abs().max())
 
 
 @pytest.mark.parametrize("size", [(17, 23), (9, 40), (31, 8)])
-@torch.no_grad()
-def test_encode_odd_sizes(size):
+def test_encode_odd_sizes(size, tolerance):
     ours, theirs = pair(block_out_channels=(32, 32, 64, 64))
     frames = noise(2, 3, *size)
-    assert_close(ours.encode(frames).latent_dist.parameters, theirs.encode(frames).latent_dist.parameters)
+    mine, other = (model.encode(frames).latent_dist.parameters for model in (ours, theirs))
+    assert_close(mine, other, tolerance)
 
 
 @each_config
 @pytest.mark.parametrize(("clips", "frames"), CLIPS)
-@torch.no_grad()
-def test_decode(options, clips, frames):
+def test_decode(options, clips, frames, tolerance):
     ours, theirs = pair(**options)
     z = noise(clips * frames, theirs.config.latent_channels, 3, 4)
     mine, other = (model.decode(z, num_frames=frames).sample for model in (ours, theirs))
     assert 0.1 < other.abs().max() < 100  # of order one: neither norm hides the rest
-    assert_close(mine, other)
+    assert_close(mine, other, tolerance)
 
 
-@torch.no_grad()
+@pytest.mark.usefixtures("tolerance")
 def test_clip_length_matters():
     """Otherwise `num_frames` could be ignored and the comparisons above would not notice."""
     ours, _ = pair(block_out_channels=(64,))
@@ -76,8 +76,7 @@ def test_clip_length_matters():
 
 @pytest.mark.parametrize("sample_posterior", [False, True])
 @each_config
-@torch.no_grad()
-def test_forward(options, sample_posterior):
+def test_forward(options, sample_posterior, tolerance):
     ours, theirs = pair(**options)
     frames = frames_for(theirs, 2, 3)
     mine, other = (
@@ -89,7 +88,7 @@ def test_forward(options, sample_posterior):
         ).sample
         for model in (ours, theirs)
     )
-    assert_close(mine, other)
+    assert_close(mine, other, tolerance)
 
 
 def gradients(model, frames, num_frames, weights):
@@ -147,14 +146,14 @@ def published():
     return pair(**SVD)
 
 
-@torch.no_grad()
+@pytest.mark.usefixtures("tolerance")
 def test_published_encode(published):
     mine, other = (model.encode(noise(2, 3, 40, 64)).latent_dist for model in published)
     assert_close(mine.mean, other.mean, 5e-5)
     assert_close(mine.logvar, other.logvar, 5e-5)
 
 
-@torch.no_grad()
+@pytest.mark.usefixtures("tolerance")
 def test_published_decode(published):
     mine, other = (model.decode(noise(3, 4, 5, 8), num_frames=3).sample for model in published)
     assert_close(mine, other, 5e-5)

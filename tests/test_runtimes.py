@@ -15,6 +15,7 @@ from temporal_vae import AutoencoderKLTemporalDecoder as Ours
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}
 FRAMES = noise(4, 3, 16, 24)
 LATENTS = noise(4, 4, 8, 12)
+ENGINE = 2e-5  # how far the engine may be from the modules, of the output's scale
 
 each_half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 
@@ -64,10 +65,11 @@ def test_model_offload(ours):
 
 
 def test_sequential_offload(ours):
+    """Weights that are elsewhere come in for the turn of each module: the modules run, not the engine."""
     expected = both_ways(ours)
     accelerate.cpu_offload(ours, execution_device=torch.device("cpu"))
     assert {parameter.device.type for parameter in ours.parameters()} == {"meta"}
-    assert torch.equal(both_ways(ours), expected)
+    assert_close(both_ways(ours), expected, ENGINE)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_group_offload(ours, kind):
     expected = both_ways(ours)
     cpu = torch.device("cpu")
     apply_group_offloading(ours, onload_device=cpu, offload_device=cpu, **kind)
-    assert torch.equal(both_ways(ours), expected)
+    assert_close(both_ways(ours), expected, ENGINE)
 
 
 def test_device_map(ours, tmp_path):
@@ -144,7 +146,7 @@ def test_layerwise_casting(models):
         )
         assert model.decoder.time_conv_out.weight.dtype == torch.float8_e4m3fn
         found.append(both_ways(model))
-    assert_close(*found)
+    assert_close(*found)  # modules both: the engine does not see through the casts
 
 
 # Compiled
@@ -166,7 +168,7 @@ def test_compiles_without_a_graph_break(ours, part):
         "forward": lambda call: call(FRAMES, num_frames=2).sample,
     }
     with torch.no_grad():
-        assert_close(calls[part](fast), calls[part](getattr(ours, part)))
+        assert_close(calls[part](fast), calls[part](getattr(ours, part)), ENGINE)
 
 
 def test_compiles_for_training(ours):
@@ -187,9 +189,9 @@ def test_compiles_for_training(ours):
 def test_inductor(ours):
     with torch.no_grad():
         encode = compiled(lambda x: ours.encode(x).latent_dist.parameters, "inductor")
-        assert_close(encode(FRAMES), ours.encode(FRAMES).latent_dist.parameters)
+        assert_close(encode(FRAMES), ours.encode(FRAMES).latent_dist.parameters, ENGINE)
         decode = compiled(lambda z: ours.decode(z, num_frames=2).sample, "inductor")
-        assert_close(decode(LATENTS), ours.decode(LATENTS, num_frames=2).sample)
+        assert_close(decode(LATENTS), ours.decode(LATENTS, num_frames=2).sample, ENGINE)
 
 
 # Exported

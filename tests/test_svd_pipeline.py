@@ -31,6 +31,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 FRAMES = 3
+# The engine rounds the conditioning image otherwise than the modules do, within 2e-5; the steps of a U-Net of random
+# weights enlarge that (5e-5 was found). An error of another kind, a shorter clip say, is above 1e-3 (last test).
+ENLARGED = 2e-4
 RELOADED = 1e-3  # weights read from a file lie otherwise in memory: the U-Net rounds otherwise, much enlarged by steps
 VAE = {"block_out_channels": (32, 64), "layers_per_block": 2}
 
@@ -103,20 +106,20 @@ def saved(pipes, tmp_path_factory):
 def test_same_frames_as_with_the_diffusers_class(pipes, expected):
     assert expected.shape == (1, FRAMES, 3, 32, 32)
     assert expected.std() > 0.1
-    assert_close(run(pipes[0]), expected)
+    assert_close(run(pipes[0]), expected, ENLARGED)
 
 
 @pytest.mark.parametrize("chunk", range(1, FRAMES + 2))
 def test_every_chunk_size(pipes, expected, chunk):
     ours, theirs = (run(pipe, decode_chunk_size=chunk) for pipe in pipes)
-    assert_close(ours, theirs)
+    assert_close(ours, theirs, ENLARGED)
     assert torch.equal(theirs, expected) is (chunk >= FRAMES)  # a shorter clip is another clip
 
 
 def test_several_videos(pipes):
     ours, theirs = (run(pipe, num_videos_per_prompt=2) for pipe in pipes)
     assert ours.shape[0] == 2
-    assert_close(ours, theirs)
+    assert_close(ours, theirs, ENLARGED)
 
 
 # Saving and loading
@@ -184,7 +187,8 @@ def test_vae_of_a_saved_pipeline_by_itself(saved, pipes):
         vae = loader.from_pretrained(saved, subfolder="vae")
         with torch.no_grad():
             z = noise(2, 4, 4, 4)
-            assert_close(vae.decode(z, num_frames=2).sample, pipes[1].vae.decode(z, num_frames=2).sample)
+            theirs = pipes[1].vae.decode(z, num_frames=2).sample
+            assert_close(vae.decode(z, num_frames=2).sample, theirs, 2e-5)
 
 
 def test_passed_to_a_pipeline_that_is_loaded(pipes, expected, tmp_path):
@@ -233,7 +237,7 @@ def test_offloaded_part_by_part(expected):
         )
     fire = pipe.vae._hf_hook.pre_forward
     pipe.vae._hf_hook.pre_forward = lambda *arguments: calls.append(arguments[0]) or fire(*arguments)
-    assert_close(run(pipe), expected)
+    assert_close(run(pipe), expected, ENLARGED)
     assert calls == [pipe.vae, pipe.vae]  # encode, decode
 
 
@@ -242,7 +246,7 @@ def test_offloaded_layer_by_layer(expected):
     pipe = pipeline(pair(**VAE)[0])
     accelerate.cpu_offload(pipe.vae, torch.device("cpu"), offload_buffers=False)
     assert all(parameter.is_meta for parameter in pipe.vae.parameters())
-    assert_close(run(pipe), expected)
+    assert_close(run(pipe), expected, ENLARGED)
 
 
 # from_module
@@ -253,6 +257,6 @@ def test_a_pipeline_that_diffusers_loaded(expected):
     weights = {name: tensor.data_ptr() for name, tensor in pipe.vae.named_parameters()}
     pipe.vae = Ours.from_module(pipe.vae)
     assert {name: tensor.data_ptr() for name, tensor in pipe.vae.named_parameters()} == weights
-    assert_close(run(pipe), expected)
+    assert_close(run(pipe), expected, ENLARGED)
     assert pipe.config["vae"] == ("temporal_vae", "AutoencoderKLTemporalDecoder")
     assert error(run(pipe, decode_chunk_size=1), expected) > 1e-3

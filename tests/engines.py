@@ -1,0 +1,135 @@
+"""The engine in corners that small clips do not reach by themselves: any rung, any number of threads, other tiles."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from oracle import config, error, randomise
+from torch import Tensor, nn
+
+from temporal_vae import AutoencoderKLTemporalDecoder
+from temporal_vae.engine import plan as planning
+from temporal_vae.engine import run
+from temporal_vae.engine.geometry import TILE, Cut, Span, spans
+from temporal_vae.engine.plan import Network, Plan
+
+RUNGS = tuple(planning._RUNGS)
+ENCODER_RUNGS = tuple(planning._ENCODER_RUNGS)
+ENGINE = 2e-5  # how far the engine may be from the modules in float32, of the output's scale
+
+
+def build(dtype: torch.dtype = torch.float32, **options) -> AutoencoderKLTemporalDecoder:
+    """A model with random weights, the same in every type."""
+    model = randomise(AutoencoderKLTemporalDecoder(**config(**options))).eval()
+    return nn.Module.to(model, dtype)  # that of diffusers warns
+
+
+def network_of(model: AutoencoderKLTemporalDecoder, channels: int) -> Network:
+    """What a plan is told of a model, for pictures of so many channels."""
+    return replace(model._network, channels=channels)
+
+
+def decode_plan(
+    network: Network,
+    *rungs: str,
+    frames: int,
+    size: tuple[int, int],
+    dtype: str = "float32",
+    clips: int = 1,
+    workers: int = 1,
+    limit: int | None = None,
+) -> Plan:
+    """The plan of a decoder whose levels stand on any of `rungs`, within a limit; size in pixels."""
+    sizes = [tuple(length >> level for length in size) for level in reversed(range(len(network.widths)))]
+    task = planning._Decoder(network, frames, clips * frames, sizes, dtype, "cpu", workers)
+    return planning._choose(task, limit, list(rungs), list(RUNGS))
+
+
+def encode_plan(
+    network: Network,
+    *rungs: str,
+    frames: int,
+    size: tuple[int, int],
+    dtype: str = "float32",
+    together: int | None = None,
+    workers: int = 1,
+    limit: int | None = None,
+) -> Plan:
+    """The plan of an encoder whose levels stand on any of `rungs`, `together` frames at a time; size in pixels."""
+    sizes = [tuple(length >> level for length in size) for level in range(len(network.widths))]
+    task = planning._Encoder(network, together or frames, frames, sizes, dtype, "cpu", workers)
+    return planning._choose(task, limit, list(rungs), list(ENCODER_RUNGS))
+
+
+@torch.no_grad()
+def decode(
+    model: AutoencoderKLTemporalDecoder, z: Tensor, frames: int, rung: str = "whole", workers: int = 1
+) -> Tensor:
+    """Decode by the engine, on a rung; the work that it reports is the work that was planned."""
+    size = tuple(model.spatial_factor * length for length in z.shape[-2:])
+    plan = decode_plan(
+        network_of(model, model.config.out_channels),
+        rung,
+        frames=frames,
+        size=size,
+        dtype=str(z.dtype).removeprefix("torch."),
+        clips=len(z) // frames,
+        workers=workers,
+    )
+    done: list[int] = []
+    decoded = run.decode(model.decoder, z, plan, done.append)
+    assert sum(done) == plan.work
+    return decoded
+
+
+@torch.no_grad()
+def encode(
+    model: AutoencoderKLTemporalDecoder,
+    x: Tensor,
+    rung: str = "whole",
+    workers: int = 1,
+    together: int | None = None,
+) -> Tensor:
+    """Encode by the engine, on a rung, into moments; the work that it reports is the work that was planned."""
+    plan = encode_plan(
+        network_of(model, model.config.in_channels),
+        rung,
+        frames=len(x),
+        size=tuple(x.shape[-2:]),
+        dtype=str(x.dtype).removeprefix("torch."),
+        together=together,
+        workers=workers,
+    )
+    done: list[int] = []
+    moments = run.encode(model.encoder, x, plan, done.append)
+    assert sum(done) == plan.work
+    return moments
+
+
+@contextmanager
+def tiles(rows: int, pixels: int) -> Iterator[None]:
+    """Strips of `rows` rows and runs of `pixels` pixels, in plans and passes alike; rows go up to multiples of 4."""
+
+    def strips(self: Cut, height: int, *_: int) -> list[Span]:
+        return spans(height, rows, TILE)
+
+    def runs(self: Cut, count: int, *_: int) -> list[Span]:
+        return spans(count, pixels)
+
+    usual = Cut.strips, Cut.runs
+    Cut.strips, Cut.runs = strips, runs
+    try:
+        yield
+    finally:
+        Cut.strips, Cut.runs = usual
+
+
+def assert_as_exact(found: Tensor, modules: Tensor, exact: Tensor) -> None:
+    """Within `ENGINE` of a float64 result, or no further from it than twice what the modules are in the same type.
+
+    Norms over very few values enlarge the rounding of whatever computes them.
+    """
+    assert found.dtype == modules.dtype
+    assert found.is_contiguous()
+    assert error(found.double(), exact) <= max(ENGINE, 2 * error(modules.double(), exact))
