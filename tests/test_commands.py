@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from oracle import config, randomise
 
 from temporal_vae import AutoencoderKLTemporalDecoder, cli, decode_video, encode_video, reconstruct_video
@@ -162,6 +163,15 @@ def test_info_describes_models_and_latents(folder, capsys):
         (("decode", "{latents}", "x.mp4", "--overlap", "25"), 1, "overlap=25"),
         (("reconstruct", "{in}", "x.mp4", "--device", "nowhere"), 1, "--device nowhere"),
         (("reconstruct", "{in}", "x.mp4", "--model", "./missing"), 1, "no such folder"),
+        (("encode", "{in}", "x.safetensors", "--memory-limit", "1MiB"), 1, "raise the limit to that"),
+        (("decode", "{latents}", "x.mp4", "--memory-limit", "1MiB"), 1, "raise the limit to that"),
+        (
+            ("reconstruct", "{in}", "x.mp4", "--compare", "--memory-limit", "1MiB"),
+            1,
+            "raise the limit to that",
+        ),
+        (("decode", "{latents}", "x.mp4", "--memory-limit", "plenty"), 2, "for example 4GiB or 500MB"),
+        (("decode", "{latents}", "x.mp4", "--memory-limit", "0"), 2, "above zero"),
         (("reconstruct", "{in}", "x.mp4", "--size", "big"), 2, "is no size"),
         (("reconstruct", "{in}", "x.mp4", "--clip-frames", "0"), 2, "is no length"),
         (("reconstruct", "{in}", "x.mp4", "--fps", "1/0"), 2, "is no frame rate"),
@@ -205,8 +215,107 @@ def test_help_loads_neither_torch_nor_av(folder):
     assert "--clip-frames" in done.stdout
 
 
+def test_a_memory_limit_keeps_the_pixels(folder, tmp_path):
+    for name, words in (("a", ()), ("b", ("--memory-limit", "200 MiB"))):
+        assert (
+            run("decode", folder / "in.safetensors", tmp_path / f"{name}.mkv", *of_model(folder), *words) == 0
+        )
+    a, b = (read(tmp_path / f"{name}.mkv")[0].astype(int) for name in "ab")
+    assert np.abs(a - b).max() <= 1
+
+
+def test_the_bar_ends_at_100_percent_and_json_stays_json(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    words = ("--json", "--clip-frames", 3, *of_model(folder))
+    assert run("decode", folder / "in.safetensors", tmp_path / "out.mkv", *words) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["frames"] == FRAMES
+    shown = [int(percent) for percent in re.findall(r"(\d+)%", printed.err)]
+    assert shown == sorted(shown)
+    assert shown[-1] == 100
+    assert re.search(r"\d:\d\d:\d\d", printed.err)  # time left
+
+
+PLAN = ("plan", "--frames", 25, "--size", "576x1024")
+
+
+def test_plan_shows_the_ladder_of_the_published_configuration(capsys):
+    assert run(*PLAN, "--memory-limit", "4GiB", "--threads", 2) == 0
+    shown = capsys.readouterr().out
+    assert "25 frames of 576x1024 (height x width)" in shown
+    assert "limit 4.00 GiB" in shown
+    for rung in ("whole", "recompute temporal", "spill"):
+        assert re.search(rf"^(->|  ) {rung} .* [GM]iB +\d+\.\d%", shown, re.M)
+    assert re.search(r"level 72x128: .*\n.*level 144x256: .*\n.*level 288x512: .*\n.*level 576x1024: ", shown)
+
+
+def test_plan_as_json(folder, capsys):
+    assert run(*PLAN, "--json", "--threads", 2) == 0
+    published = json.loads(capsys.readouterr().out)
+    assert (published["frames"], published["height"], published["width"]) == (25, 576, 1024)
+    assert published["peak"] == next(
+        rung["peak"] for rung in published["ladder"] if rung["name"] == published["rung"]
+    )
+    state = 25 * 576 * 1024 * 128 * 4  # of the last level; it needs two of them
+    assert 2 * state < published["peak"] < 3 * state
+    of_folder = ("--json", "--task", "encode", "--dtype", "bfloat16", *of_model(folder))
+    assert run(*PLAN, *of_folder) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert (own["task"], own["dtype"], own["batch"]) == ("encode", "bfloat16", 25)
+    assert [level["size"] for level in own["levels"]] == [[576, 1024], [288, 512], [144, 256]]
+    assert run(*PLAN, "--model", "embedded", "--json") == 0
+
+
+def test_plan_is_what_the_model_plans(folder, capsys):
+    assert run(*PLAN, *of_model(folder), "--threads", 1, "--memory-limit", "2GiB") == 0
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(folder / "model", subfolder="vae")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plan = vae.plan_decode(num_frames=25, height=576, width=1024, memory_limit="2GiB")
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().out == f"{plan}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--memory-limit", "1MiB"), 1, r"memory limit 1 MiB: .* takes at least \d+ MiB"),
+        (("--memory-limit", "4 pounds"), 2, "for example 4GiB"),
+        (("--size", "576"), 2, r"height x width"),
+        (("--size", "576x"), 2, r"height x width"),
+        (("--size", "575x1024"), 1, "multiples of 8"),
+        (("--model", "nowhere"), 1, "nowhere: no folder with a config.json"),
+        (("--model", "{wrong}"), 1, "config.json: is no configuration"),
+        (("--frames", "0"), 2, "x>=1"),
+    ],
+)
+def test_plan_refuses(tmp_path, capsys, words, code, message):
+    (tmp_path / "config.json").write_text('{"block_out_channels": [64, "wide"]}')
+    words = [word.format(wrong=tmp_path) for word in words]
+    assert run(*PLAN, *words) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(message, printed.err)
+
+
+def test_plan_needs_no_torch_and_no_time():
+    check = (
+        "import sys, time; sys.argv = ['temporal-vae', *sys.argv[1:]]\n"
+        "from temporal_vae.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'av', 'diffusers', 'numpy', 'rich', 'psutil'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert time.process_time() < 0.5, time.process_time()"
+    )
+    words = [*map(str, PLAN), "--memory-limit", "4GiB"]
+    done = subprocess.run([sys.executable, "-c", check, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "chosen: peak" in done.stdout
+
+
 def test_ctrl_c_leaves_nothing(folder, footage, tmp_path):
-    words = ["reconstruct", str(footage), str(tmp_path / "out.mp4"), "--compare", "--clip-frames", "1"]
+    words = ["reconstruct", str(footage), str(tmp_path / "out.mkv"), "--compare", "--clip-frames", "1"]
     command = [sys.executable, "-m", "temporal_vae", *words, *of_model(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(tmp_path.iterdir()):

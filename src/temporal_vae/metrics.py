@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,8 +25,8 @@ SSIM_SIGMA = 1.5
 
 def mse(source: Frames, result: Frames) -> NDArray[np.float64]:
     """Mean squared error of each frame, in squared 8-bit levels. `(t,)`."""
-    error = source.astype(np.float32) - result.astype(np.float32)
-    return np.square(error).mean(axis=(1, 2, 3), dtype=np.float64)
+    errors = (x.astype(np.float32) - y for x, y in zip(source, result, strict=True))
+    return np.array([np.square(error).mean(dtype=np.float64) for error in errors])
 
 
 def psnr(mse: float) -> float:
@@ -48,8 +47,13 @@ def ssim(source: Frames, result: Frames) -> NDArray[np.float64]:
 
 
 def _ssim_of_frame(source: Frames, result: Frames) -> float:
-    x, y = (torch.tensor(frame, dtype=torch.float32).permute(2, 0, 1)[:, None] for frame in (source, result))
-    mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)).chunk(5)
+    colours = zip(source.transpose(2, 0, 1), result.transpose(2, 0, 1), strict=True)
+    return float(np.mean([_ssim_of_colour(*pair) for pair in colours]))
+
+
+def _ssim_of_colour(source: Frames, result: Frames) -> float:
+    x, y = (torch.from_numpy(plane.astype(np.float32)) for plane in (source, result))
+    mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
     variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
@@ -58,11 +62,20 @@ def _ssim_of_frame(source: Frames, result: Frames) -> float:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian window over rows, then columns, without a border. `(n, 1, h, w) -> (n, 1, h-10, w-10)`."""
+    """Gaussian window over rows, then columns, without a border. `(n, h, w) -> (n, h-10, w-10)`.
+
+    Sums of shifted pictures: a convolution of one channel would copy the picture once per weight, in torch.
+    """
     offsets = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = window / window.sum()
-    return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    weights = (window / window.sum()).tolist()
+    for axis in (1, 2):
+        length = x.shape[axis] - SSIM_WINDOW + 1
+        total = x.narrow(axis, 0, length) * weights[0]
+        for shift, weight in enumerate(weights[1:], start=1):
+            total.add_(x.narrow(axis, shift, length), alpha=weight)
+        x = total
+    return x
 
 
 @dataclass

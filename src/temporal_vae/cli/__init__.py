@@ -8,7 +8,9 @@ import sys
 import click
 
 from temporal_vae import __version__
+from temporal_vae.cli.bench import bench
 from temporal_vae.cli.info import info
+from temporal_vae.cli.plan import plan
 from temporal_vae.cli.video import decode, encode, reconstruct
 from temporal_vae.errors import TemporalVaeError
 
@@ -21,7 +23,7 @@ def commands() -> None:
     """Video to latents and back, with the autoencoder of Stable Video Diffusion."""
 
 
-for command in (encode, decode, reconstruct, info):
+for command in (encode, decode, reconstruct, info, plan, bench):
     commands.add_command(command)
 
 

@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 
 import click
 
+from temporal_vae.amounts import parse_memory
+from temporal_vae.errors import InputError
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -24,6 +27,36 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic only since
         if size[0] < 1 or (size[1] is not None and size[1] < 1):
             self.fail(f"{value!r} is no size in pixels; write 320 or 320x180 (width x height)", param, ctx)
         return size
+
+
+class PictureType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """`HEIGHTxWIDTH`, in pixels."""
+
+    name = "picture"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse to `(height, width)`."""
+        parts = value if isinstance(value, tuple) else str(value).lower().split("x")
+        try:
+            height, width = map(int, parts)
+        except ValueError:
+            height = width = 0
+        if min(height, width) < 1:
+            self.fail(f"{value!r} is no size in pixels; write 576x1024 (height x width)", param, ctx)
+        return height, width
+
+
+class MemoryType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """An amount of memory: `4GiB`, `500MB`."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse to a number of bytes."""
+        try:
+            return parse_memory(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 class ClipFramesType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
@@ -69,7 +102,6 @@ class ColorType(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check that the reader will understand it."""
-        from temporal_vae.errors import InputError
         from temporal_vae.video.color import parse_background
 
         try:
@@ -92,7 +124,11 @@ selection_options = _together(
     click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),
     click.option("--frames", type=click.IntRange(min=1), help="The most frames to read."),
     click.option("--fps", type=RateType(), help="Resample to this many frames per second."),
-    click.option("--size", type=SizeType(), help="Scale to WIDTH or WIDTHxHEIGHT pixels."),
+    click.option(
+        "--size",
+        type=SizeType(),
+        help="Scale to WIDTH or WIDTHxHEIGHT pixels, as video tools write it: 1024x576 is a wide picture.",
+    ),
     click.option(
         "--background",
         type=ColorType(),
@@ -132,6 +168,13 @@ output_options = _together(
         show_default=True,
         help="Quality of H.264, 0 (best) to 51.",
     ),
+)
+
+memory_option = click.option(
+    "--memory-limit",
+    type=MemoryType(),
+    metavar="AMOUNT",
+    help="What the model may take above its weights, such as 4GiB or 500MB. The pixels stay the same.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")

@@ -13,6 +13,7 @@ from temporal_vae.cli.models import takes_model
 from temporal_vae.cli.options import (
     cut_options,
     json_option,
+    memory_option,
     output_options,
     selection_options,
 )
@@ -28,6 +29,7 @@ _SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
 @click.argument("target", metavar="OUT")
 @selection_options
 @takes_model
+@memory_option
 @json_option
 def encode(
     source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **selection: Any
@@ -61,6 +63,7 @@ def encode(
 @click.option("--audio-from", metavar="VIDEO", help="Copy the sound of this video.")
 @output_options
 @takes_model
+@memory_option
 @json_option
 def decode(
     source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
@@ -88,6 +91,7 @@ def decode(
 @cut_options
 @output_options
 @takes_model
+@memory_option
 @json_option
 def reconstruct(
     source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any

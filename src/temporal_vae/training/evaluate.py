@@ -21,8 +21,9 @@ from temporal_vae.training.data import (
     read_photograph,
     read_video,
 )
+from temporal_vae.video.coder import Coder
 from temporal_vae.video.frames import Frames
-from temporal_vae.video.pipeline import CLIP_FRAMES, reconstruct_clip
+from temporal_vae.video.pipeline import CLIP_FRAMES
 from temporal_vae.video.tensors import to_frames, to_tensor
 
 WIDTH = 320
@@ -62,8 +63,9 @@ def card_clips() -> list[Clips]:
 
 def reconstruct(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> Frames:
     """Encode to the mean and decode in clips of 25 frames. `(t, h, w, 3)` both."""
+    coder = Coder(vae, *frames.shape[1:3])
     starts = range(0, len(frames), CLIP_FRAMES)
-    return np.concatenate([reconstruct_clip(vae, frames[start : start + CLIP_FRAMES]) for start in starts])
+    return np.concatenate([coder.reconstruct(frames[start : start + CLIP_FRAMES]) for start in starts])
 
 
 def measure(source: Frames, result: Frames) -> Figures:

@@ -1,40 +1,36 @@
 """Whole videos through the autoencoder: file to latents, latents to file, and both at once.
 
 Everything streams: frames are read, encoded, decoded and written clip by clip, so memory depends on the size of a
-clip and not on the length of the video.
+clip and not on the length of the video. The next clip is read and the last one written while one is computed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypedDict
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from typing_extensions import Unpack
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.metrics import QualityMeter
+from temporal_vae.streams import stream
+from temporal_vae.video.coder import Coder, encoding_precision, memory_limited
 from temporal_vae.video.comparison import Comparison
-from temporal_vae.video.frames import Clip, Frames, crop_to, pad_to_multiple
+from temporal_vae.video.frames import Clip, clip_starts
 from temporal_vae.video.latents import LatentInfo, LatentReader, LatentWriter, ModelIdentity
 from temporal_vae.video.reader import Size, VideoReader
 from temporal_vae.video.report import Report, peak_memory
 from temporal_vae.video.stitcher import Stitcher
-from temporal_vae.video.tensors import to_frames, to_tensor
+from temporal_vae.video.work import Progress
 from temporal_vae.video.writer import VideoWriter
 
 CLIP_FRAMES = 25  # the clip length Stable Video Diffusion was tuned for
-_ENCODED_AT_ONCE = 4  # frames; each is encoded by itself, so this is memory against the overhead of a call
-
-Progress = Callable[[int, int | None], None]
-"""Called with the number of frames that are done and, where it is known, the number of all."""
 
 
 class Selection(TypedDict, total=False):
@@ -72,6 +68,7 @@ def encode_video(
     target: str | Path,
     *,
     vae: AutoencoderKLTemporalDecoder | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
     **selection: Unpack[Selection],
 ) -> LatentInfo:
@@ -81,7 +78,9 @@ def encode_video(
         source: a video, an image, a folder or a glob of images.
         target: the latent file, `*.safetensors`.
         vae: the model; the embedded one by default.
-        progress: called after each piece of work.
+        memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
+            default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
+        progress: told how far the work is, see `Progress`.
         **selection: what part is read, see `Selection`.
 
     Returns:
@@ -90,18 +89,30 @@ def encode_video(
     Raises:
         MediaError: a source that cannot be read.
         LatentFileError: a target that cannot be written.
+        MemoryLimitError: a limit that is too small; nothing is written then.
     """
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
     with (
+        memory_limited(vae, memory_limit),
+        encoding_precision(vae),
         VideoReader(source, **selection) as reader,
-        LatentWriter(target, _describe(reader, selection, vae)) as writer,
-        _encoding_precision(vae),
     ):
-        for clip in reader.clips(_ENCODED_AT_ONCE):
-            posterior = _encode(vae, clip.frames)
-            writer.write(posterior.mean, posterior.logvar, clip.timestamps)
-            if progress:
-                progress(len(writer), reader.expected_frames)
+        coder = Coder(vae, reader.height, reader.width, progress)
+        together = coder.together
+        if reader.expected_frames is not None:
+            coder.work.expect(coder.encode_work(reader.expected_frames))
+
+        def encode(clip: Clip) -> tuple[Tensor, Tensor, tuple[Fraction, ...]]:
+            posterior = coder.encode(clip.frames)
+            return posterior.mean.cpu(), posterior.logvar.cpu(), clip.timestamps
+
+        with (
+            LatentWriter(target, _describe(reader, selection, vae)) as writer,
+            coder.work.reported(),
+            closing(stream(encode, reader.clips(together))) as encoded,
+        ):
+            for mean, logvar, timestamps in encoded:
+                writer.write(mean, logvar, timestamps)
     return writer.info
 
 
@@ -114,6 +125,7 @@ def decode_video(
     overlap: int = 0,
     sample_seed: int | None = None,
     audio_from: str | Path | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
     **output: Unpack[Output],
 ) -> LatentInfo:
@@ -127,7 +139,9 @@ def decode_video(
         overlap: frames that neighbouring clips share and cross-fade over.
         sample_seed: decode a sample of the posterior, drawn with this seed, rather than its mean.
         audio_from: a video whose sound is copied.
-        progress: called after each clip.
+        memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
+            default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
+        progress: told how far the work is, see `Progress`.
         **output: how the video is written, see `Output`.
 
     Returns:
@@ -136,21 +150,32 @@ def decode_video(
     Raises:
         LatentFileError: a source that is damaged or was made by another model.
         MediaError: a target that cannot be written.
+        MemoryLimitError: a limit that is too small; nothing is written then.
     """
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
     generator = None if sample_seed is None else torch.Generator().manual_seed(sample_seed)
-    with LatentReader(source, vae=vae) as reader:
+    with memory_limited(vae, memory_limit), LatentReader(source, vae=vae) as reader:
         info = reader.info
+        coder = Coder(vae, info.height, info.width, progress)
+        cut = clip_starts(len(reader), clip_frames, overlap)
+        coder.work.expect(sum(coder.decode_work(stop - start) for start, stop in cut))
+
+        def decode(latents: tuple[range, Tensor, Tensor]) -> Clip:
+            numbers, mean, logvar = latents
+            frames = coder.decode(_draw(mean, logvar, generator))
+            stamps = info.timestamps[numbers.start : numbers.stop]
+            return Clip(frames=frames, timestamps=stamps, rate=info.rate)
+
         as_shown = {key: getattr(info, key) for key in ("rate", "color", "pixel_aspect", "time_base")}
-        with VideoWriter(target, audio_from=audio_from, **as_shown, **output) as writer:
+        with (
+            VideoWriter(target, audio_from=audio_from, **as_shown, **output) as writer,
+            coder.work.reported(),
+            closing(stream(decode, reader.clips(clip_frames, overlap))) as decoded,
+        ):
             stitcher = Stitcher(overlap)
-            for numbers, mean, logvar in reader.clips(clip_frames, overlap):
-                frames = crop_to(_decode(vae, _draw(mean, logvar, generator)), info.height, info.width)
-                stamps = info.timestamps[numbers.start : numbers.stop]
-                for piece in stitcher.push(Clip(frames=frames, timestamps=stamps, rate=info.rate)):
+            for clip in decoded:
+                for piece in stitcher.push(clip):
                     writer.write(piece.frames, piece.timestamps)
-                if progress:
-                    progress(numbers.stop, len(reader))
             for piece in stitcher.finish():
                 writer.write(piece.frames, piece.timestamps)
     return info
@@ -166,6 +191,7 @@ def reconstruct_video(
     compare: bool = False,
     codec: str | None = None,
     crf: int = 18,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
     **selection: Unpack[Selection],
 ) -> Report:
@@ -180,7 +206,9 @@ def reconstruct_video(
         compare: write a side-by-side video and a contact sheet too.
         codec: how the video is written, see `Output`.
         crf: see `Output`.
-        progress: called after each clip.
+        memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
+            default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
+        progress: told how far the work is, see `Progress`.
         **selection: what part is read, see `Selection`.
 
     Returns:
@@ -188,31 +216,41 @@ def reconstruct_video(
 
     Raises:
         MediaError: a source that cannot be read or a target that cannot be written.
+        MemoryLimitError: a limit that is too small; nothing is written then.
     """
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
     target, started = Path(target), perf_counter()
     model_clock, quality = _Stopwatch(), QualityMeter()
     with ExitStack() as stack:
+        stack.enter_context(memory_limited(vae, memory_limit))
         reader = stack.enter_context(VideoReader(source, **selection))
+        coder = Coder(vae, reader.height, reader.width, progress)
+        if reader.expected_frames is not None:
+            coder.work.expect(_reconstruction_work(vae, coder, reader.expected_frames, clip_frames, overlap))
         writer = stack.enter_context(
             VideoWriter(target, codec=codec, crf=crf, audio_from=source, **_as_shown(reader, selection))
         )
         comparison = stack.enter_context(Comparison(target, rate=reader.rate)) if compare else None
 
+        def reconstruct(clip: Clip) -> tuple[Clip, Clip]:
+            with model_clock:
+                return clip, clip.replace(coder.reconstruct(clip.frames))
+
         def finish(original: Clip, result: Clip) -> None:
             quality.update(original.frames, result.frames)
             writer.write(result.frames, result.timestamps)
             if comparison:
-                comparison.write(original.frames, result.frames, result.timestamps)
+                for i in range(len(result)):  # one frame at a time keeps the pictures side by side small
+                    one = slice(i, i + 1)
+                    comparison.write(original.frames[one], result.frames[one], result.timestamps[one])
 
+        stack.enter_context(coder.work.reported())
+        clips = reader.clips(clip_frames, overlap)
+        pairs = stack.enter_context(closing(stream(reconstruct, clips)))
         originals, results = Stitcher(overlap), Stitcher(overlap)
-        for clip in reader.clips(clip_frames, overlap):
-            with model_clock:
-                result = clip.replace(reconstruct_clip(vae, clip.frames))
+        for clip, result in pairs:
             for pieces in zip(originals.push(clip), results.push(result), strict=True):
                 finish(*pieces)
-            if progress:
-                progress(len(quality.mse) + overlap, reader.expected_frames)
         for pieces in zip(originals.finish(), results.finish(), strict=True):
             finish(*pieces)
     report = Report(
@@ -234,12 +272,13 @@ def reconstruct_video(
     return report
 
 
-def reconstruct_clip(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> Frames:
-    """Encode frames `(t, h, w, 3)` and decode the mean of their latents as one clip of the same size."""
-    with _encoding_precision(vae):
-        parts = [frames[i : i + _ENCODED_AT_ONCE] for i in range(0, len(frames), _ENCODED_AT_ONCE)]
-        latents = torch.cat([_encode(vae, part).mode() for part in parts])
-    return crop_to(_decode(vae, latents), *frames.shape[1:3])
+def _reconstruction_work(
+    vae: AutoencoderKLTemporalDecoder, coder: Coder, frames: int, clip_frames: int | None, overlap: int
+) -> int:
+    lengths = [stop - start for start, stop in clip_starts(frames, clip_frames, overlap)]
+    with encoding_precision(vae):
+        encoding = coder.encode_work(sum(lengths))
+    return encoding + sum(map(coder.decode_work, lengths))
 
 
 def _describe(reader: VideoReader, selection: Selection, vae: AutoencoderKLTemporalDecoder) -> LatentInfo:
@@ -278,32 +317,6 @@ class _Stopwatch:
 
     def __exit__(self, *exception: object) -> None:
         self.seconds += perf_counter() - self._began
-
-
-@contextmanager
-def _encoding_precision(vae: AutoencoderKLTemporalDecoder) -> Iterator[None]:
-    """Encode in float32 where a float16 model asks for it by `force_upcast`."""
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-    if upcast:
-        vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        if upcast:
-            vae.to(torch.float16)
-
-
-@torch.inference_mode()
-def _encode(vae: AutoencoderKLTemporalDecoder, frames: Frames) -> DiagonalGaussianDistribution:
-    """Posterior of frames `(t, h, w, 3)` padded to the model's factor."""
-    x = to_tensor(pad_to_multiple(frames, vae.spatial_factor))
-    return vae.encode(x.to(vae.device, vae.dtype)).latent_dist
-
-
-@torch.inference_mode()
-def _decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Frames:
-    """Frames `(t, h*f, w*f, 3)` of a clip of latents `(t, z, h, w)`."""
-    return to_frames(vae.decode(latents.to(vae.device, vae.dtype), num_frames=len(latents)).sample)
 
 
 def _draw(mean: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:

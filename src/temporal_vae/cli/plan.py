@@ -1,0 +1,114 @@
+"""`temporal-vae plan`: what a clip takes, and how it would be computed. From the configuration, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from temporal_vae.cli.console import print_json
+from temporal_vae.cli.models import DTYPES
+from temporal_vae.cli.options import PictureType, json_option, memory_option
+from temporal_vae.engine.plan import Network, Plan, plan_decode, plan_encode
+from temporal_vae.errors import CheckpointError, ConfigError
+
+PUBLISHED = Network(channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
+"""The configuration of Stable Video Diffusion."""
+
+_EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
+_PLANNERS: dict[str, Callable[..., Plan]] = {"decode": plan_decode, "encode": plan_encode}
+
+
+@click.command()
+@click.option("--frames", type=click.IntRange(min=1), required=True, help="Of the clip.")
+@click.option(
+    "--size",
+    type=PictureType(),
+    required=True,
+    metavar="HEIGHTxWIDTH",
+    help="Of the frames in pixels, the height first, as tensors have it: 576x1024 is a wide picture.",
+)
+@memory_option
+@click.option("--task", type=click.Choice(list(_PLANNERS)), default="decode", show_default=True)
+@click.option(
+    "--model",
+    default="published",
+    show_default=True,
+    help="`published` (the configuration of Stable Video Diffusion), `embedded`, or a folder with config.json.",
+)
+@click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="To compute with. Default: all cores.")
+@json_option
+def plan(
+    frames: int,
+    size: tuple[int, int],
+    memory_limit: int | None,
+    task: str,
+    model: str,
+    subfolder: str | None,
+    dtype: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Show how a clip would be computed on a CPU within a memory limit, and what other limits would cost.
+
+    The peak is what the process takes at most above the loaded model. A limit below the last rung is refused.
+    """
+    made = _PLANNERS[task](
+        _network(model, subfolder),
+        num_frames=frames,
+        height=size[0],
+        width=size[1],
+        dtype=dtype,
+        memory_limit=memory_limit,
+        workers=threads,
+    )
+    if as_json:
+        print_json({"model": model, **asdict(made)})
+    else:
+        click.echo(str(made))
+
+
+def _network(model: str, subfolder: str | None) -> Network:
+    if model == "published":
+        return PUBLISHED
+    folder = _EMBEDDED if model == "embedded" else Path(model)
+    file = folder / (subfolder or "") / "config.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{model}: no folder with a {Path(subfolder or '') / 'config.json'}; name one, or published or embedded"
+        )
+    try:
+        return _read(json.loads(file.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file}: is no configuration of this autoencoder ({error}); save the model again"
+        ) from error
+
+
+def _read(config: dict[str, Any]) -> Network:
+    widths = tuple(config.get("block_out_channels", (64,)))
+    counts = {
+        "in_channels": config.get("in_channels", 3),
+        "out_channels": config.get("out_channels", 3),
+        "latent_channels": config.get("latent_channels", 4),
+        "layers_per_block": config.get("layers_per_block", 1),
+    }
+    for value in (*counts.values(), *widths):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{value!r} is no whole number above zero")
+    if not widths:
+        raise ValueError("no levels")
+    return Network(
+        channels=max(counts["in_channels"], counts["out_channels"]),
+        latent_channels=counts["latent_channels"],
+        widths=widths,
+        layers=counts["layers_per_block"],
+    )

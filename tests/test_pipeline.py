@@ -1,0 +1,173 @@
+"""Whole videos: how the work overlaps, what is reported of it, and the memory limit. A model with random weights."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import config, randomise
+from video_files import scene
+
+from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
+from temporal_vae.errors import InputError, MemoryLimitError
+from temporal_vae.video.latents import LatentReader, LatentWriter
+from temporal_vae.video.reader import VideoReader
+from temporal_vae.video.writer import VideoWriter
+
+FRAMES, HEIGHT, WIDTH = 9, 35, 46  # sizes that a factor of 4 does not divide
+SOON = 30  # seconds within which what must happen has happened
+CUT = {"clip_frames": 4, "overlap": 1}
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLTemporalDecoder:
+    options = config(block_out_channels=(32, 32, 64), latent_channels=8)
+    return randomise(AutoencoderKLTemporalDecoder(**options)).eval()
+
+
+@pytest.fixture(autouse=True)
+def _without_limit(vae):
+    yield
+    vae.disable_tiling()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, vae) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    with VideoWriter(folder / "in.mkv", rate=25) as writer:
+        writer.write(scene(FRAMES, HEIGHT, WIDTH))
+    encode_video(folder / "in.mkv", folder / "in.safetensors", vae=vae)
+    return folder
+
+
+def encode(folder, target, vae, **options):
+    encode_video(folder / "in.mkv", target / "out.safetensors", vae=vae, **options)
+
+
+def decode(folder, target, vae, **options):
+    decode_video(folder / "in.safetensors", target / "out.mkv", vae=vae, **CUT, **options)
+
+
+def reconstruct(folder, target, vae, **options):
+    reconstruct_video(folder / "in.mkv", target / "out.mkv", vae=vae, **CUT, **options)
+
+
+commands = pytest.mark.parametrize("command", [encode, decode, reconstruct], ids=lambda call: call.__name__)
+
+
+def result(target: Path) -> np.ndarray:
+    if (target / "out.mkv").is_file():
+        with VideoReader(target / "out.mkv") as reader:
+            return next(reader.clips()).frames
+    with LatentReader(target / "out.safetensors") as reader:
+        return reader.read(0, len(reader))[0].numpy()
+
+
+@commands
+def test_progress_is_the_work_done(folder, tmp_path, vae, command):
+    calls = []
+    command(folder, tmp_path, vae, progress=lambda *call: calls.append(call))
+    done, totals = zip(*calls, strict=True)
+    size = {"height": 36, "width": 48}
+    encoding = vae.plan_encode(num_frames=1, **size).work
+    decoding = [vae.plan_decode(num_frames=frames, **size).work for frames in (4, 4, 3)]
+    work = {"encode": 9 * encoding, "decode": sum(decoding), "reconstruct": 11 * encoding + sum(decoding)}
+    assert set(totals) == {work[command.__name__]}
+    assert calls[-1] == (totals[0], totals[0])
+    assert list(done) == sorted(done)
+    assert len(set(done)) > 50  # within clips, not only at their ends
+
+
+@commands
+@pytest.mark.parametrize("expected", [None, 3, 20])
+def test_progress_where_the_header_does_not_know(folder, tmp_path, vae, monkeypatch, command, expected):
+    monkeypatch.setattr(VideoReader, "expected_frames", expected)
+    calls = []
+    command(folder, tmp_path, vae, progress=lambda *call: calls.append(call))
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert all(total is None or done <= total for done, total in calls)
+    assert calls[-1][0] == calls[-1][1]
+
+
+@commands
+def test_one_clip_is_written_while_the_next_one_computes(folder, tmp_path, vae, monkeypatch, command):
+    """Writing the first clip waits until work on the second is reported."""
+    first_written, second_begun = threading.Event(), threading.Event()
+    writer = LatentWriter if command is encode else VideoWriter
+    write = writer.write
+
+    def wait_and_write(self, *arguments):
+        if not first_written.is_set():
+            first_written.set()
+            assert second_begun.wait(SOON)
+        write(self, *arguments)
+
+    def listen(done, total):
+        if first_written.is_set():
+            second_begun.set()
+
+    monkeypatch.setattr(writer, "write", wait_and_write)
+    if command is encode:  # all of these small frames would be one piece
+        monkeypatch.setattr("temporal_vae.video.coder.Coder.together", 4)
+    command(folder, tmp_path, vae, progress=listen)
+    assert second_begun.is_set()
+
+
+@commands
+def test_the_smallest_limit_gives_the_same_and_is_undone(folder, tmp_path, vae, command):
+    command(folder, tmp_path, vae)
+    free = result(tmp_path)
+    size = {"height": 36, "width": 48}
+    plans = [vae.plan_encode(num_frames=25, **size), vae.plan_decode(num_frames=4, **size)]
+    smallest = max(min(rung.peak for rung in plan.ladder) for plan in plans)
+    vae.enable_tiling(memory_limit="3GiB")
+    command(folder, tmp_path, vae, memory_limit=smallest)
+    assert (vae.use_tiling, vae.memory_limit) == (True, 3 * 2**30)
+    vae.disable_tiling()
+    limited = result(tmp_path)
+    if command is encode:
+        np.testing.assert_allclose(limited, free, rtol=1e-4, atol=1e-4)
+    else:
+        assert np.abs(limited.astype(int) - free).max() <= 1
+
+
+@commands
+def test_a_limit_that_is_too_small_is_refused_before_anything_is_written(folder, tmp_path, vae, command):
+    reported = []
+    with pytest.raises(MemoryLimitError, match="raise the limit to that"):
+        command(folder, tmp_path, vae, memory_limit="1MiB", progress=lambda *call: reported.append(call))
+    assert reported == []
+    assert list(tmp_path.iterdir()) == []
+    assert (vae.use_tiling, vae.memory_limit) == (False, None)
+
+
+def test_a_limit_that_only_the_decoder_exceeds(folder, tmp_path, vae, monkeypatch):
+    """The refusal comes before anything is encoded."""
+
+    def refuse(**size):
+        raise MemoryLimitError("to decode takes more")
+
+    monkeypatch.setattr(vae, "plan_decode", refuse)
+    monkeypatch.setattr(vae, "encode", lambda x: pytest.fail("something was encoded"))
+    with pytest.raises(MemoryLimitError, match="to decode"):
+        reconstruct(folder, tmp_path, vae)
+
+
+def test_a_limit_that_cannot_be_read(folder, tmp_path, vae):
+    with pytest.raises(InputError, match="4 pounds"):
+        encode(folder, tmp_path, vae, memory_limit="4 pounds")
+
+
+@commands
+def test_an_exception_half_way_leaves_nothing(folder, tmp_path, vae, command):
+    class Enough(Exception):
+        pass
+
+    def listen(done, total):
+        if done > total * 0.6:
+            raise Enough
+
+    with pytest.raises(Enough):
+        command(folder, tmp_path, vae, progress=listen)
+    assert list(tmp_path.iterdir()) == []
+    assert not any(thread.name.startswith("temporal-vae") for thread in threading.enumerate())
