@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH := .venv/.ready-bench
 
 .PHONY: demo test test-all check format bench clean
 
@@ -9,6 +10,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+$(BENCH): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $(BENCH)
 
 demo: $(READY)      ## reconstruct two real clips through the embedded model
 	$(BIN)/python examples/demo.py
@@ -28,8 +33,8 @@ format: $(READY)    ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)     ## ours and the peer, in turn
-	$(BIN)/python benchmarks/reference.py
+bench: $(BENCH)     ## ours and its peers, in turn: make bench ARGS=--full
+	$(BIN)/temporal-vae bench $(ARGS)
 
 clean:
 	rm -rf .venv demo-output

@@ -1,0 +1,137 @@
+"""How each contestant is made ready: a function from a loaded model to a call that does the job once.
+
+They run in the child process. What a call returns is a tensor or an array, of frames for decode and training, of
+moments for encode.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from temporal_vae.bench.tasks import Task
+
+Run = Callable[[], Any]
+
+
+def eager(model: Any, sample: Any, task: Task) -> Run:
+    """The modules as they are; the one runtime that trains."""
+    if task.memory_limit is not None and type(model).__module__.startswith("temporal_vae"):
+        model.enable_tiling(memory_limit=task.memory_limit)
+    if task.trains:
+        return _training_step(model, sample, task)
+    return inference(model, sample, task)
+
+
+def compiled(model: Any, sample: Any, task: Task) -> Run:
+    """`torch.compile` of encoder and decoder in its default mode; the first call compiles."""
+    import torch
+
+    # Load the compiler now, so that it counts as part of the loaded model and not as memory of the job.
+    torch.compile(lambda x: x + 1)(torch.zeros(1))
+    model.encoder.compile()
+    model.decoder.compile()
+    return inference(model, sample, task)
+
+
+def openvino(model: Any, sample: Any, task: Task) -> Run:
+    """OpenVINO on the CPU in the task's precision; converted from the module, or by way of ONNX."""
+    # Without this module OpenVINO has nothing to report its use with, to anyone or while others are timed.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino as ov
+
+    module = _as_module(model, task)
+    try:
+        graph = ov.convert_model(module, example_input=sample, input=[tuple(sample.shape)])
+    except Exception:
+        with tempfile.TemporaryDirectory() as folder:
+            graph = ov.Core().read_model(_export_onnx(module, sample, Path(folder)))
+    network = ov.Core().compile_model(
+        graph,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[task.dtype],
+            "INFERENCE_NUM_THREADS": task.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
+    array = sample.numpy()
+    return lambda: network(array)[0]
+
+
+def onnxruntime(model: Any, sample: Any, task: Task) -> Run:
+    """ONNX Runtime's CPU provider on the exported graph."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = task.threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle while others are timed
+    with tempfile.TemporaryDirectory() as folder:
+        path = _export_onnx(_as_module(model, task), sample, Path(folder))
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: sample.numpy()}
+    return lambda: session.run(None, feed)[0]
+
+
+def inference(model: Any, sample: Any, task: Task) -> Run:
+    """The job without gradients; a training job is then its forward."""
+    import torch
+
+    frames = task.case.frames
+
+    @torch.no_grad()
+    def run() -> Any:
+        if task.job == "encode":
+            return model.encode(sample).latent_dist.parameters
+        if task.job == "decode":
+            return model.decode(sample, num_frames=frames).sample
+        return model(sample, num_frames=frames).sample
+
+    return run
+
+
+def _training_step(model: Any, sample: Any, task: Task) -> Run:
+    if task.job == "train-checkpointed":
+        model.enable_gradient_checkpointing()
+
+    def run() -> Any:
+        result = model(sample, num_frames=task.case.frames).sample
+        (result - sample).square().mean().backward()
+        model.zero_grad(set_to_none=True)
+        return result
+
+    return run
+
+
+def _as_module(model: Any, task: Task) -> Any:
+    """The job as a module from one tensor to one tensor, for converters."""
+    from torch import nn
+
+    class Decode(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, latents: Any) -> Any:
+            return self.model.decode(latents, num_frames=task.case.frames).sample
+
+    class Encode(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, frames: Any) -> Any:
+            return self.model.quant_conv(self.model.encoder(frames))
+
+    return (Decode() if task.job == "decode" else Encode()).eval().requires_grad_(False)
+
+
+def _export_onnx(module: Any, sample: Any, folder: Path) -> str:
+    import torch
+
+    path = str(folder / "model.onnx")
+    torch.onnx.export(module, (sample,), path, dynamo=True, verbose=False)
+    return path

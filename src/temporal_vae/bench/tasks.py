@@ -1,0 +1,76 @@
+"""What is measured: a job on clips of one size, in one type."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from temporal_vae.errors import InputError
+
+JOBS = ("decode", "encode", "train", "train-checkpointed")
+DTYPES = ("float32", "bfloat16")
+
+PUBLISHED = "published"
+"""Name of the model with the configuration of Stable Video Diffusion and seeded random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A clip: frames, and their height and width in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Read `FRAMESxHEIGHTxWIDTH`.
+
+        Raises:
+            InputError: anything else.
+        """
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise InputError(
+                f"case {text!r}: write FRAMESxHEIGHTxWIDTH, three whole numbers such as 8x256x256"
+            )
+        frames, height, width = map(int, parts)
+        return cls(frames=frames, height=height, width=width)
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """All that a child process needs to know; it travels as JSON.
+
+    Attributes:
+        job: one of `JOBS`.
+        case: the clip.
+        dtype: one of `DTYPES`.
+        model: `published`, `embedded`, or a folder.
+        threads: that each contestant computes with.
+        memory_limit: bytes above the model that ours may use, if it is to be limited.
+    """
+
+    job: str
+    case: Case
+    dtype: str
+    model: str
+    threads: int
+    memory_limit: int | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the job is a training step."""
+        return self.job.startswith("train")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As values that JSON has."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Task:
+        """Undo `to_dict`."""
+        return cls(**{**fields, "case": Case(**fields["case"])})
