@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temporal_vae.engine.geometry import BLOCK, PAD, TILE, Cut, Span, scratch_floats, spans
+from temporal_vae.engine.geometry import BLOCK, PAD, TILE, Cut, Span, scratch_bytes, spans
 
 lengths = st.integers(1, 5000)
 small = st.integers(1, 64)
@@ -87,9 +87,9 @@ def test_aligned_spans_round_outwards(first, rows, multiple, beyond):
 
 
 def test_a_block_of_scratch():
-    point = BLOCK * (64 + PAD + 32 + PAD) + 2 * PAD
-    assert scratch_floats(64, 32, 36) == 12 * 64 + 36 * point
-    assert scratch_floats(64, 32, 6) == 2 * BLOCK * 64 + 6 * point
+    point = 4 * (BLOCK * (64 + PAD + 32 + PAD) + 2 * PAD)
+    assert scratch_bytes(64, 32, 36) == 4 * 12 * 64 + 36 * point
+    assert scratch_bytes(64, 32, 6) == 4 * 2 * BLOCK * 64 + 6 * point
 
 
 @pytest.mark.parametrize("module", ["geometry", "plan"])

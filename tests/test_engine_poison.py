@@ -6,7 +6,7 @@ from engines import ENCODER_RUNGS, ENGINE, RUNGS, build, decode, encode, tiles
 from oracle import assert_close, noise
 
 from temporal_vae.engine import storage
-from temporal_vae.engine.kernels import simd
+from temporal_vae.engine import processor
 
 DEEP = {"block_out_channels": (32, 64, 96), "layers_per_block": 2}
 
@@ -53,8 +53,8 @@ def poisoned(monkeypatch):
 @pytest.fixture(params=["native", "portable"])
 def kernels(request, monkeypatch):
     if request.param == "portable":
-        monkeypatch.setattr(simd, "host", lambda: None)
-    elif simd.host() is None:
+        monkeypatch.setattr(processor, "host", lambda: None)
+    elif processor.host() is None:
         pytest.skip("no kernels for this processor")
     return request.param
 

@@ -5,7 +5,7 @@ import torch
 from engines import build, decode, encode
 from oracle import noise, randomise
 
-from temporal_vae.engine.kernels import simd
+from temporal_vae.engine import processor
 
 each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 each_seed = pytest.mark.parametrize("seed", range(3))
@@ -57,7 +57,7 @@ def test_the_largest_error_is_no_larger(dtype):
 
 @each_half
 def test_no_further_where_there_are_no_kernels(dtype, monkeypatch):
-    monkeypatch.setattr(simd, "host", lambda: None)
+    monkeypatch.setattr(processor, "host", lambda: None)
     for engine, modules, exact in errors(dtype, seed=1):
         assert root_mean_square(engine, exact) < root_mean_square(modules, exact)
 

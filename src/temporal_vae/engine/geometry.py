@@ -67,7 +67,10 @@ def spans(length: int, size: int, multiple: int = 1) -> list[Span]:
     return [Span(a, b) for a, b in pairwise(edges) if a < b]
 
 
-def scratch_floats(inputs: int, outputs: int, points: int) -> int:
-    """Floats of scratch for a block of tiles: kept neighbours, transformed inputs, products."""
-    kept = 12 * inputs if points == 36 else 2 * BLOCK * inputs
-    return kept + points * (BLOCK * (inputs + outputs + 2 * PAD) + 2 * PAD)
+def scratch_bytes(inputs: int, outputs: int, points: int, *, fixed: bool = False) -> int:
+    """Bytes of scratch that a kernel takes for a block of tiles; `fixed` where it multiplies 16-bit integers."""
+    kept = 4 * (12 * inputs if points == 36 else 2 * BLOCK * inputs)  # of neighbours
+    transformed = BLOCK * (inputs + 2 * PAD) * 2 if fixed else BLOCK * (inputs + PAD) * 4
+    products = BLOCK * (outputs + PAD) * 4
+    own = BLOCK * 4 + (inputs + 2 * PAD) * 4 if fixed else 0  # scales; a row before it is scaled; its maxima
+    return kept + points * (transformed + products + own + 2 * PAD * 4)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from temporal_vae.engine.geometry import BLOCK, TILE, Cut, scratch_floats
+from temporal_vae.engine import processor
+from temporal_vae.engine.geometry import BLOCK, TILE, Cut, scratch_bytes
 from temporal_vae.errors import InputError, MemoryLimitError
 
 MIB = 2**20
@@ -265,9 +266,19 @@ class _Task:
         return max(self.sizes)
 
     @property
+    def arithmetic(self) -> processor.Arithmetic:
+        """How convolutions multiply."""
+        return processor.arithmetic(self.device, self.dtype)
+
+    @property
     def native(self) -> bool:
         """Whether the processor's own kernels do the work, rather than torch's."""
-        return self.device == "cpu" and self.dtype != "float64"
+        return self.arithmetic != "torch"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether they multiply 16-bit integers."""
+        return self.arithmetic == "int16"
 
     @property
     def strip(self) -> int:
@@ -291,18 +302,24 @@ class _Task:
 
     def packed(self, *convs: tuple[int, int, int]) -> int:
         """Bytes of packed weights: `(inputs, outputs, points)` each."""
-        return sum(_padded(i, WIDEST_INPUT) * _padded(o, PANEL) * points * 4 + 64 for i, o, points in convs)
+        total = 0
+        for inputs, outputs, points in convs:
+            inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+            factors = outputs * points * 4 if self.fixed else 0
+            total += inputs * outputs * points * (2 if self.fixed else 4) + factors + 128
+        return total
 
     @property
     def packing(self) -> int:
         """Bytes of temporaries of one worker that packs weights."""
-        return 72 * max(self.network.widths) * PANEL * 4
+        return (108 if self.fixed else 72) * max(self.network.widths) * PANEL * 4
 
     def kernel(self, inputs: int, outputs: int, points: int) -> int:
         """Bytes of scratch that a kernel takes."""
         if not self.native:
             return 0
-        return scratch_floats(_padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL), points) * 4 + 64
+        inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+        return scratch_bytes(inputs, outputs, points, fixed=self.fixed) + 64
 
     def rows(self, level: int, channels: int) -> int:
         """Rows of a strip, at most."""
@@ -614,7 +631,7 @@ class _Path:
 
 
 def _best(
-    task: Task, rungs: Sequence[str], limit: int | None, cost: Callable[[_Path], object]
+    task: Task, rungs: Sequence[str], limit: int | None, cost: Callable[[_Path], tuple[int, ...]]
 ) -> _Path | None:
     """The cheapest way through the levels within a limit, each on one of `rungs`; None if there is none.
 
@@ -639,7 +656,7 @@ def _choose(task: Task, limit: int | None, rungs: list[str], shown: list[str] | 
     path = _best(task, rungs, limit, lambda path: path.cost)
     if path is None:
         height, width = task.picture
-        least = _best(task, rungs, None, lambda path: path.peak)
+        least = _best(task, rungs, None, lambda path: (path.peak,))
         assert least is not None
         raise MemoryLimitError(
             f"memory limit {readable(limit or 0)}: to {task.task} {task.frames} frames of {height}x{width} in "

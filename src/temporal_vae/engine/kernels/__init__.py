@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from temporal_vae.engine import processor
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
@@ -73,11 +74,8 @@ def kernels_for(device: torch.device, dtype: torch.dtype, workers: Workers) -> K
     """The fastest kernels for activations of `dtype` on `device`."""
     from temporal_vae.engine.kernels.portable import PortableKernels
 
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16):
-        from temporal_vae.engine.kernels import simd
+    if processor.arithmetic(device.type, str(dtype).removeprefix("torch.")) != "torch":
+        from temporal_vae.engine.kernels.native import NativeKernels
 
-        if simd.host() is not None:
-            from temporal_vae.engine.kernels.native import NativeKernels
-
-            return NativeKernels(dtype, workers)
+        return NativeKernels(dtype, workers)
     return PortableKernels(device)

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from temporal_vae.engine.geometry import BLOCK, TILE, scratch_floats
+from temporal_vae.engine import processor
+from temporal_vae.engine.geometry import BLOCK, TILE, scratch_bytes
 from temporal_vae.engine.kernels import native_code, simd
 from temporal_vae.engine.kernels.minimal import F11, F43, Filtering
+from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
@@ -20,9 +22,10 @@ from temporal_vae.engine.workers import Workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """Transformed weights `(points, k / panel, c, panel)` and the bias, in float32."""
+    """Transformed weights in float32, or as integers to be multiplied by a factor; and the bias in float32."""
 
-    values: Tensor
+    values: Tensor  # (points, k / panel, c, panel), or int16 (points, k / panel, c / 2, panel, 2)
+    factors: Tensor | None  # of integers, (points, k)
     bias: Tensor
     inputs: int
     outputs: int
@@ -34,12 +37,13 @@ class NativeKernels:
     """Kernels for float32, bfloat16 and float16 on this processor."""
 
     def __init__(self, dtype: torch.dtype, workers: Workers) -> None:
-        machine = simd.host()
+        machine = processor.host()
         assert machine is not None
         self.inputs_multiple = machine.lanes
         self.outputs_multiple = machine.lanes * machine.columns
         self._workers = workers
         self._name: simd.Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+        self._fixed = processor.arithmetic("cpu", self._name) == "int16"
 
     def spatial_weights(self, conv: nn.Conv2d, room: Scratch, *, enlarge: bool = False) -> PackedWeights:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
@@ -86,16 +90,25 @@ class NativeKernels:
         if factor is not None:
             matrix, bias = matrix * factor, bias * factor
         panel, points = self.outputs_multiple, matrix.float()
-        values = room.take((len(points), outputs // panel, inputs, panel), torch.float32)
+        shape = (len(points), outputs // panel, inputs, panel)
+        values = room.take(shape, torch.int16 if self._fixed else torch.float32)
+        factors = room.take((len(points), outputs), torch.float32) if self._fixed else None
 
         def pack(index: int, worker: int) -> None:
-            part = weight[index * panel : (index + 1) * panel].float()  # (panel, c, taps)
-            transformed = points @ part.permute(2, 1, 0).reshape(taps, -1)
-            values[:, index] = transformed.view(len(points), inputs, panel)
+            columns = slice(index * panel, (index + 1) * panel)
+            part = weight[columns].float()  # (panel, c, taps)
+            transformed = (points @ part.permute(2, 1, 0).reshape(taps, -1)).view(-1, inputs, panel)
+            if factors is None:
+                values[:, index] = transformed
+                return
+            factors[:, columns] = _to_integers(transformed)
+            pairs = transformed.unflatten(1, (-1, 2)).transpose(2, 3)
+            values[:, index].view(pairs.shape).copy_(pairs)
 
         self._workers.run(pack, range(outputs // panel))
         return PackedWeights(
             values=values,
+            factors=factors,
             bias=bias.contiguous(),
             inputs=inputs,
             outputs=outputs,
@@ -116,7 +129,7 @@ class NativeKernels:
         """3x3 convolution of rows; `source` reaches one row further, but for the border of the picture."""
         rows, width, outputs = target.data.shape
         sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
-        work = scratch.take((scratch_floats(weights.inputs, outputs, F43.points**2),), torch.float32)
+        work = self._room(weights, F43.points**2, scratch)
         across = -(-width // TILE)
         source_row, target_row = (_row_bytes(x) for x in (source, target))
         output = target.data.data_ptr() - target.first * target_row
@@ -130,6 +143,7 @@ class NativeKernels:
             affine.scale.data_ptr() if affine else 0,
             affine.shift.data_ptr() if affine else 0,
             weights.values.data_ptr(),
+            0 if weights.factors is None else weights.factors.data_ptr(),
             weights.bias.data_ptr(),
             sums.data_ptr(),
             work.data_ptr(),
@@ -143,6 +157,11 @@ class NativeKernels:
             BLOCK,
         )
         return Moments.of_sums(rows * width, sums)
+
+    def _room(self, weights: PackedWeights, points: int, scratch: Scratch) -> Tensor:
+        """Scratch of a kernel."""
+        nbytes = scratch_bytes(weights.inputs, weights.outputs, points, fixed=self._fixed)
+        return scratch.take((nbytes,), torch.uint8)
 
     def pointwise(self, source: Rows, target: Rows, weights: PackedWeights, scratch: Scratch) -> Moments:
         """1x1 convolution of the rows of `target`."""
@@ -177,10 +196,7 @@ class NativeKernels:
     ) -> Moments:
         frames, pixels = len(sources), len(sources[0])
         sums = torch.zeros((frames, 2, weights.outputs), dtype=torch.float64)
-        work = scratch.take(
-            (scratch_floats(weights.inputs, weights.outputs, weights.filtering.points),),
-            torch.float32,
-        )
+        work = self._room(weights, weights.filtering.points, scratch)
         inputs, outputs = _addresses(sources), _addresses(targets)
         native_code.temporal(self._name, affine is not None, weights.filtering is F11)(
             inputs.ctypes.data,
@@ -189,6 +205,7 @@ class NativeKernels:
             affine.scale.data_ptr() if affine else 0,
             affine.shift.data_ptr() if affine else 0,
             weights.values.data_ptr(),
+            0 if weights.factors is None else weights.factors.data_ptr(),
             weights.bias.data_ptr(),
             sums.data_ptr(),
             work.data_ptr(),
@@ -200,6 +217,16 @@ class NativeKernels:
             BLOCK,
         )
         return Moments.of_sums(pixels, sums)
+
+
+def _to_integers(weights: Tensor) -> Tensor:
+    """Round weights `(points, c, k)` in place to integers whose products cannot overflow; their factors `(points, k)`."""
+    magnitudes = weights.abs()
+    sums = torch.stack([chunk.sum(1) for chunk in magnitudes.split(CHUNK, 1)]).amax(0)
+    factors = torch.maximum(sums / LARGEST_COLUMN, magnitudes.amax(1) / (2**15 - 1))
+    factors.clamp_(min=torch.finfo(torch.float32).tiny)
+    weights.div_(factors[:, None]).round_()
+    return factors
 
 
 def side_by_side(weight: Tensor) -> Tensor:

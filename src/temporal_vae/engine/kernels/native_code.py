@@ -8,10 +8,8 @@ Two functions, each over a range of tiles that one thread works on in its own ca
 
 Each reads the stored activation, applies the pending norm (a scale and shift per channel) and SiLU, transforms,
 multiplies by the transformed weights, transforms back, adds bias and residual, gathers the float64 sums for the next
-norm and writes. What is stored may be float32, bfloat16 or float16; all arithmetic is float32.
-
-Layouts: activations `(h, w, c)`; transformed inputs `(points, tile, c)` and products `(points, tile, k)` in the
-thread's own scratch; transformed weights `(points, k / panel, c, panel)`, see `weights.py`.
+norm and writes. What is stored may be float32, bfloat16 or float16; all arithmetic is float32, but for the products,
+which `products.py` may compute in integers. Activations are `(h, w, c)`.
 """
 
 from __future__ import annotations
@@ -19,19 +17,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from temporal_vae.engine.geometry import PAD
+from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import simd
 from temporal_vae.engine.kernels.minimal import F11, F43, Filtering, Matrix
-from temporal_vae.engine.kernels.simd import Builder, Machine, Scalar, Value
+from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
+from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
+from temporal_vae.engine.processor import Machine
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SPATIAL = (
-    "source", "source_row", "target", "target_row", "residual", "residual_row", "scale", "shift", "weights", "bias",
-    "sums", "scratch", "inputs", "outputs", "height", "width", "enlarge", "first", "last", "block",
+    "source", "source_row", "target", "target_row", "residual", "residual_row", "scale", "shift", "weights", "factors",
+    "bias", "sums", "scratch", "inputs", "outputs", "height", "width", "enlarge", "first", "last", "block",
 )  # fmt: skip
 TEMPORAL = (
-    "sources", "targets", "residuals", "scale", "shift", "weights", "bias", "sums", "scratch", "inputs", "outputs",
-    "frames", "first", "last", "block",
+    "sources", "targets", "residuals", "scale", "shift", "weights", "factors", "bias", "sums", "scratch", "inputs",
+    "outputs", "frames", "first", "last", "block",
 )  # fmt: skip
 
 
@@ -58,13 +58,13 @@ def temporal(dtype: Scalar, activate: bool, pointwise: bool) -> simd.Kernel:
 
 
 def _machine() -> Machine:
-    machine = simd.host()
+    machine = processor.host()
     assert machine is not None
     return machine
 
 
 class _Common:
-    """What both kernels share: loading, transforms and the product."""
+    """What both kernels share."""
 
     def __init__(
         self, b: Builder, machine: Machine, dtype: Scalar, activate: bool, arguments: dict[str, Value]
@@ -72,11 +72,7 @@ class _Common:
         self.b, self.machine, self.dtype, self.activate = b, machine, dtype, activate
         self.arg = arguments
         self.bytes = BYTES[dtype]
-        self.in_row = b.mul(b.add(arguments["inputs"], PAD), 4)  # bytes of a row of scratch
-        self.out_row = b.mul(b.add(arguments["outputs"], PAD), 4)
-        # from one point to the next: an odd number of cache lines, so that the points do not compete for the same sets
-        self.in_point = b.add(b.mul(arguments["block"], self.in_row), PAD * 4)
-        self.out_point = b.add(b.mul(arguments["block"], self.out_row), PAD * 4)
+        self.kind = FixedProduct if processor.arithmetic("cpu", dtype) == "int16" else FloatProduct
 
     def activated(self, address: Value, scale: Value, shift: Value) -> Value:
         """One vector of the stored activation after the pending norm and SiLU."""
@@ -90,45 +86,6 @@ class _Common:
         b = self.b
         offset = b.mul(b.add(b.mul(frame, self.arg["inputs"]), channel), 4)
         return b.load(b.add(self.arg["scale"], offset)), b.load(b.add(self.arg["shift"], offset))
-
-    def product(self, points: int, transformed: Value, products: Value, rows: Value) -> None:
-        """`products[p, i, :] = transformed[p, i, :] @ weights[p]` for all points and the first `rows` rows."""
-        b, high, wide = self.b, self.machine.rows, self.machine.columns
-        panel = wide * b.lanes
-        inputs, outputs = self.arg["inputs"], self.arg["outputs"]
-        panel_bytes = b.mul(inputs, panel * 4)
-        point_bytes = b.mul(inputs, outputs, 4)
-        with b.loop(0, points) as p:
-            source, target = (
-                b.add(transformed, b.mul(p, self.in_point)),
-                b.add(products, b.mul(p, self.out_point)),
-            )
-            weights = b.add(self.arg["weights"], b.mul(p, point_bytes))
-            with b.loop(0, outputs, panel) as k:
-                part = b.add(weights, b.mul(b.ir.sdiv(k, b.integer(panel)), panel_bytes))
-                with b.loop(0, rows, high) as row:
-                    self._register_tile(
-                        b.add(source, b.mul(row, self.in_row)),
-                        part,
-                        b.add(target, b.mul(row, self.out_row), b.mul(k, 4)),
-                    )
-
-    def _register_tile(self, source: Value, weights: Value, target: Value) -> None:
-        b, high, wide = self.b, self.machine.rows, self.machine.columns
-        width = b.lanes * 4
-        sums = [[b.variable(b.zero) for _ in range(wide)] for _ in range(high)]
-        rows = [b.add(source, b.mul(i, self.in_row)) for i in range(high)]
-        with b.loop(0, self.arg["inputs"], 4) as c:
-            for step in range(4):
-                here = b.mul(b.add(c, step), 4)
-                taps = [b.load(b.add(weights, b.mul(here, wide * b.lanes), j * width)) for j in range(wide)]
-                for i in range(high):
-                    x = b.broadcast(b.add(rows[i], here))
-                    for j in range(wide):
-                        b.set(sums[i][j], b.fma(x, taps[j], b.get(sums[i][j])))
-        for i in range(high):
-            for j in range(wide):
-                b.store(b.get(sums[i][j]), b.add(target, b.mul(i, self.out_row), j * width))
 
 
 def transform(b: Builder, matrix: Matrix, values: Sequence[Value]) -> list[Value]:
@@ -159,22 +116,22 @@ class _Spatial(_Common):
         b, arg = self.b, self.arg
         self.across = b.ir.sdiv(b.add(arg["width"], 3), b.integer(4))  # tiles in a row of tiles
         ring = arg["scratch"]
-        transformed = b.add(ring, b.mul(arg["inputs"], 12 * 4))
-        products = b.add(transformed, b.mul(F43.points**2, self.in_point))
+        place = b.add(ring, b.mul(arg["inputs"], 12 * 4))
+        self.product = self.kind(b, self.machine, F43.points**2, arg, place)
         with b.loop(arg["first"], arg["last"], arg["block"]) as first:
             stop = b.least(b.add(first, arg["block"]), arg["last"])
             with b.loop(first, stop) as tile:
-                self.gather(tile, first, b.add(transformed, b.mul(b.sub(tile, first), self.in_row)), ring)
-            self.product(F43.points**2, transformed, products, b.sub(stop, first))
+                self.gather(tile, first, ring)
+            self.product.multiply(b.sub(stop, first), F43.points**2)
             with b.loop(first, stop) as tile:
-                self.scatter(tile, b.add(products, b.mul(b.sub(tile, first), self.out_row)))
+                self.scatter(tile, b.sub(tile, first))
 
     def place(self, tile: Value) -> tuple[Value, Value]:
         """Row and column of a tile."""
         row = self.b.ir.sdiv(tile, self.across)
         return row, self.b.sub(tile, self.b.mul(row, self.across))
 
-    def gather(self, tile: Value, first: Value, target: Value, ring: Value) -> None:
+    def gather(self, tile: Value, first: Value, ring: Value) -> None:
         """Transform the inputs of one tile.
 
         Neighbours in a row share two columns: their transforms down the column are kept in `ring`.
@@ -210,7 +167,7 @@ class _Spatial(_Common):
             for j in range(2):
                 for i, value in enumerate(down(j, b.mul(c, self.bytes), scale, shift)):
                     b.store(value, b.add(ring, b.mul(c, 12 * 4), (j * n + i) * step * 4))
-        point = self.in_point
+        self.product.begin(b.sub(tile, first))
         with b.loop(0, arg["inputs"], step) as c:
             scale, shift = self.affine(c)
             kept = b.add(ring, b.mul(c, 12 * 4))
@@ -222,15 +179,15 @@ class _Spatial(_Common):
             for i in range(n):
                 across = transform(b, F43.input, [columns[j][i] for j in range(n)])
                 for j in range(n):
-                    b.store(across[j], b.add(target, b.mul(i * n + j, point), b.mul(c, 4)))
+                    self.product.put(i * n + j, c, across[j])
+        self.product.end()
 
-    def scatter(self, tile: Value, source: Value) -> None:
+    def scatter(self, tile: Value, place: Value) -> None:
         """Transform the products of one tile back, finish and write its outputs."""
         b, arg, n, m = self.b, self.arg, F43.points, F43.outputs
         row, column = self.place(tile)
         top, left = b.mul(row, 4), b.mul(column, 4)
         pixel = b.mul(arg["outputs"], self.bytes)
-        point = self.out_point
         targets = [b.add(arg["target"], b.mul(b.add(top, i), arg["target_row"])) for i in range(m)]
         residuals = [b.add(arg["residual"], b.mul(b.add(top, i), arg["residual_row"])) for i in range(m)]
         high, wide = b.sub(arg["height"], top), b.sub(arg["width"], left)
@@ -247,7 +204,7 @@ class _Spatial(_Common):
             channels = b.mul(k, self.bytes)
             halves = []
             for i in range(n):
-                values = [b.load(b.add(source, b.mul(i * n + j, point), b.mul(k, 4))) for j in range(n)]
+                values = [b.load(self.product.address(i * n + j, place, k)) for j in range(n)]
                 halves.append(transform(b, F43.output, values))
             outputs = []
             for j in range(m):
@@ -305,16 +262,16 @@ class _Temporal(_Common):
         b, arg, f = self.b, self.arg, self.filtering
         overlap = f.taps - 1
         ring = arg["scratch"]
-        transformed = b.add(ring, b.mul(arg["block"], arg["inputs"], 2 * 4))
-        products = b.add(transformed, b.mul(f.points, self.in_point))
+        place = b.add(ring, b.mul(arg["block"], arg["inputs"], 2 * 4))
+        self.product = self.kind(b, self.machine, f.points, arg, place)
         with b.loop(arg["first"], arg["last"], arg["block"]) as first:
             stop = b.least(b.add(first, arg["block"]), arg["last"])
             rows = b.sub(stop, first)
             with b.loop(0, arg["frames"], f.outputs) as frame:
                 for_first = b.ir.icmp_signed("==", frame, b.integer(0))
-                self.gather(frame, first, rows, transformed, ring, overlap, for_first)
-                self.product(f.points, transformed, products, rows)
-                self.scatter(frame, first, rows, products)
+                self.gather(frame, first, rows, ring, overlap, for_first)
+                self.product.multiply(rows, f.points)
+                self.scatter(frame, first, rows)
 
     def frame_address(self, name: str, frame: Value) -> Value:
         """Address of a frame from the table `name`."""
@@ -325,7 +282,6 @@ class _Temporal(_Common):
         frame: Value,
         first: Value,
         rows: Value,
-        transformed: Value,
         ring: Value,
         overlap: int,
         start: Value,
@@ -337,11 +293,10 @@ class _Temporal(_Common):
             t = b.add(frame, i - overlap // 2)
             known.append(b.ir.and_(b.ir.icmp_signed(">=", t, b.integer(0)), b.less(t, arg["frames"])))
             bases.append(self.frame_address("sources", b.clamp(t, arg["frames"])))
-        point = self.in_point
         with b.loop(0, rows) as row:
             pixel = b.mul(b.add(first, row), arg["inputs"], self.bytes)
             kept_row = b.add(ring, b.mul(row, arg["inputs"], 2 * 4))
-            target = b.add(transformed, b.mul(row, self.in_row))
+            self.product.begin(row)
             with b.loop(0, arg["inputs"], b.lanes) as c:
                 scale, shift = self.affine(c)
                 here = b.add(pixel, b.mul(c, self.bytes))
@@ -364,12 +319,12 @@ class _Temporal(_Common):
                 for i in range(overlap):
                     b.store(values[f.outputs + i], b.add(kept, i * b.lanes * 4))
                 for i, result in enumerate(transform(b, f.input, values)):
-                    b.store(result, b.add(target, b.mul(i, point), b.mul(c, 4)))
+                    self.product.put(i, c, result)
+            self.product.end()
 
-    def scatter(self, frame: Value, first: Value, rows: Value, products: Value) -> None:
+    def scatter(self, frame: Value, first: Value, rows: Value) -> None:
         """Transform the products of each pixel back, finish and write its frames."""
         b, arg, f = self.b, self.arg, self.filtering
-        point = self.out_point
         frames = [b.add(frame, i) for i in range(f.outputs)]
         inside = [b.less(t, arg["frames"]) for t in frames]
         clamped = [b.clamp(t, arg["frames"]) for t in frames]
@@ -379,11 +334,10 @@ class _Temporal(_Common):
         residuals = [b.ir.load(b._at(b.add(table, b.mul(t, 8)), simd.I64)) for t in clamped]
         with b.loop(0, rows) as row:
             pixel = b.mul(b.add(first, row), arg["outputs"], self.bytes)
-            source = b.add(products, b.mul(row, self.out_row))
             with b.loop(0, arg["outputs"], b.lanes) as k:
                 bias = b.load(b.add(arg["bias"], b.mul(k, 4)))
                 here = b.add(pixel, b.mul(k, self.bytes))
-                values = [b.load(b.add(source, b.mul(i, point), b.mul(k, 4))) for i in range(f.points)]
+                values = [b.load(self.product.address(i, row, k)) for i in range(f.points)]
                 for i, result in enumerate(transform(b, f.output, values)):
                     with b.ir.if_then(inside[i]):
                         finish(

@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from math import factorial
 from typing import Any, Literal
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+
+from temporal_vae.engine.processor import Machine
 
 Scalar = Literal["float32", "bfloat16", "float16"]
 Value = Any  # an `ir.Value`; llvmlite ships no types
@@ -27,32 +27,6 @@ F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 POINTER = I64  # addresses travel as integers
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What the register tiles are cut for."""
-
-    name: str
-    features: str
-    lanes: int  # float32 per vector register
-    rows: int  # rows of a register tile; `rows * columns` accumulators and a few more must fit the registers
-    columns: int  # vectors across a register tile
-
-
-@lru_cache(maxsize=1)
-def host() -> Machine | None:
-    """This processor, or None where no kernels are made for it."""
-    features = llvm.get_host_cpu_features()
-    text = features.flatten()
-    name = llvm.get_host_cpu_name()
-    if features.get("avx512f") and features.get("avx512vl") and features.get("avx512bw"):
-        return Machine(name=name, features=text, lanes=16, rows=12, columns=2)
-    if features.get("avx2") and features.get("fma") and features.get("f16c"):
-        return Machine(name=name, features=text, lanes=8, rows=6, columns=2)
-    if features.get("neon"):
-        return Machine(name=name, features=text, lanes=4, rows=12, columns=2)
-    return None
 
 
 class Builder:
@@ -159,7 +133,7 @@ class Builder:
             )
         bits = self.ir.load(self._at(address, ir.VectorType(I16, self.lanes)), align=2)
         wide = self.ir.zext(bits, ir.VectorType(I32, self.lanes))
-        return self.ir.bitcast(self.ir.shl(wide, self._ints(16)), self.vector)
+        return self.ir.bitcast(self.ir.shl(wide, self.integers(16)), self.vector)
 
     def store(self, value: Value, address: Value, dtype: Scalar = "float32") -> None:
         """Write a vector, rounded to nearest even in the narrower types."""
@@ -171,19 +145,25 @@ class Builder:
             self.ir.store(self.ir.fptrunc(value, half), self._at(address, half), align=2)
             return
         bits = self.ir.bitcast(value, ir.VectorType(I32, self.lanes))
-        odd = self.ir.and_(self.ir.lshr(bits, self._ints(16)), self._ints(1))
-        rounded = self.ir.lshr(self.ir.add(self.ir.add(bits, self._ints(0x7FFF)), odd), self._ints(16))
+        odd = self.ir.and_(self.ir.lshr(bits, self.integers(16)), self.integers(1))
+        rounded = self.ir.lshr(self.ir.add(self.ir.add(bits, self.integers(0x7FFF)), odd), self.integers(16))
         nan = self.ir.fcmp_unordered("uno", value, value)
-        rounded = self.ir.select(nan, self._ints(0x7FC0), rounded)
+        rounded = self.ir.select(nan, self.integers(0x7FC0), rounded)
         short = ir.VectorType(I16, self.lanes)
         self.ir.store(self.ir.trunc(rounded, short), self._at(address, short), align=2)
 
     def broadcast(self, address: Value) -> Value:
         """One float32 in every lane."""
-        one = self.ir.load(self._at(address, F32), align=4)
-        first = self.ir.insert_element(ir.Constant(self.vector, ir.Undefined), one, ir.Constant(I32, 0))
+        return self.spread(self.ir.load(self._at(address, F32), align=4))
+
+    def spread(self, one: Value) -> Value:
+        """A single float32 in every lane."""
+        return self._spread(one, self.vector)
+
+    def _spread(self, one: Value, kind: ir.VectorType) -> Value:
+        first = self.ir.insert_element(ir.Constant(kind, ir.Undefined), one, ir.Constant(I32, 0))
         mask = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
-        return self.ir.shuffle_vector(first, ir.Constant(self.vector, ir.Undefined), mask)
+        return self.ir.shuffle_vector(first, ir.Constant(kind, ir.Undefined), mask)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """`a * b + c`, rounded once."""
@@ -220,7 +200,7 @@ class Builder:
             power = self.fma(power, part, self.splat(coefficient))
         exponent = self.ir.fptosi(whole, ir.VectorType(I32, self.lanes))
         scale = self.ir.bitcast(
-            self.ir.shl(self.ir.add(exponent, self._ints(127)), self._ints(23)), self.vector
+            self.ir.shl(self.ir.add(exponent, self.integers(127)), self.integers(23)), self.vector
         )
         return self.ir.fdiv(x, self.fma(power, scale, self.splat(1.0)))
 
@@ -238,8 +218,76 @@ class Builder:
             self.ir.store(self.ir.fadd(self.ir.load(total, align=8), wide), total, align=8)
             self.ir.store(self.fma(wide, wide, self.ir.load(squares, align=8)), squares, align=8)
 
+    # Vectors of 32-bit integers
+
+    def integers(self, value: int) -> Value:
+        """A constant in every lane."""
+        return ir.Constant(self._integer_vector, [value] * self.lanes)
+
+    @property
+    def _integer_vector(self) -> ir.VectorType:
+        return ir.VectorType(I32, self.lanes)
+
+    def load_integers(self, address: Value) -> Value:
+        """A vector of consecutive integers."""
+        return self.ir.load(self._at(address, self._integer_vector), align=4)
+
+    def store_integers(self, value: Value, address: Value) -> None:
+        """Write a vector."""
+        self.ir.store(value, self._at(address, self._integer_vector), align=4)
+
+    def broadcast_integer(self, address: Value) -> Value:
+        """One integer in every lane."""
+        return self._spread(self.ir.load(self._at(address, I32), align=2), self._integer_vector)
+
+    def to_float(self, value: Value) -> Value:
+        """As float32."""
+        return self.ir.sitofp(value, self.vector)
+
+    def larger(self, a: Value, b: Value) -> Value:
+        """The larger integer, lane by lane."""
+        return self.ir.select(self.ir.icmp_signed(">", a, b), a, b)
+
+    def magnitude_bits(self, value: Value) -> Value:
+        """The bits of the magnitudes of float32."""
+        return self.ir.and_(self.ir.bitcast(value, self._integer_vector), self.integers(0x7FFFFFFF))
+
+    def largest_of_bits(self, bits: Value, least: float) -> Value:
+        """The one float32 of largest magnitude whose bits are in any lane; NaN if it is there, at least `least`."""
+        name = f"llvm.vector.reduce.smax.v{self.lanes}i32"
+        module = self.function.module
+        reduce = module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(I32, [self._integer_vector]), name
+        )
+        most = self.ir.call(reduce, [bits])
+        floor = self.ir.bitcast(ir.Constant(F32, least), I32)
+        most = self.ir.select(self.ir.icmp_signed(">", most, floor), most, floor)
+        return self.ir.bitcast(most, F32)
+
+    def quotient(self, a: float | Value, b: float | Value) -> Value:
+        """Of two single float32."""
+        a, b = (ir.Constant(F32, float(x)) if isinstance(x, (int, float)) else x for x in (a, b))
+        return self.ir.fdiv(a, b)
+
+    def store_one(self, value: Value, address: Value) -> None:
+        """Write a single float32."""
+        self.ir.store(value, self._at(address, F32), align=4)
+
+    def store_rounded(self, value: Value, address: Value) -> None:
+        """Write a vector as 16-bit integers, rounded to nearest."""
+        short = ir.VectorType(I16, self.lanes)
+        whole = self.ir.fptosi(self._call("llvm.rint", value), self._integer_vector)
+        self.ir.store(self.ir.trunc(whole, short), self._at(address, short), align=2)
+
+    def dot(self, total: Value, a: Value, b: Value) -> Value:
+        """`total + a0 * b0 + a1 * b1`, lane by lane, of pairs of 16-bit integers."""
+        kind = self._integer_vector
+        return self.ir.call(
+            self._intrinsic(f"llvm.x86.avx512.vpdpwssd.{32 * self.lanes}", kind, 3), [total, a, b]
+        )
+
     def _ints(self, value: int) -> Value:
-        return ir.Constant(ir.VectorType(I32, self.lanes), [value] * self.lanes)
+        return self.integers(value)
 
     def _call(self, name: str, *args: Value) -> Value:
         return self.ir.call(self._intrinsic(f"{name}.v{self.lanes}f32", self.vector, len(args)), args)
