@@ -1,6 +1,7 @@
 """The kernels in machine code compute what their twins in plain torch define, on this processor and on others."""
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ ROUNDING = {
 }  # half a unit in the last place
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in TYPES}
 each_type = pytest.mark.parametrize("dtype", TYPES, ids=NAMES.get)
-FIXED = 1e-3  # of the largest value: a row of inputs is rounded to 14 bits, and minimal filtering enlarges that
+FIXED = (
+    1e-3  # of the largest value: a row of inputs is rounded to 14 bits, and minimal filtering enlarges that
+)
 MACHINES = {"this": None, "AVX2": (8, 6, 2), "NEON": (4, 12, 2), "odd": (8, 4, 1)}
 
 pytestmark = pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
@@ -40,7 +43,7 @@ def machine(request, monkeypatch):
     here = processor.host()
     if request.param is not None:
         lanes, rows, columns = request.param
-        other = processor.Machine(name=here.name, features=here.features, lanes=lanes, rows=rows, columns=columns, dots=here.dots)
+        other = replace(here, lanes=lanes, rows=rows, columns=columns)
         monkeypatch.setattr(processor, "host", lambda: other)
     for compiled in (native_code.spatial, native_code.temporal):
         compiled.cache_clear()
@@ -291,7 +294,7 @@ def test_which_kernels(monkeypatch):
 def vectorised(emit, lanes=16):
     """A function on arrays from an emitter of one vector: `emit(builder, source, target)` with addresses."""
     here = processor.host()
-    machine = processor.Machine(name=here.name, features=here.features, lanes=lanes, rows=1, columns=1, dots=False)
+    machine = replace(here, lanes=lanes, rows=1, columns=1)
 
     def loop(b, machine, source, target, count, source_step, target_step):
         with b.loop(0, count, machine.lanes) as i:
@@ -424,7 +427,8 @@ def test_geometry_agrees_with_the_kernels(this_machine):
 # In 16-bit integers
 
 needs_dots = pytest.mark.skipif(
-    processor.arithmetic("cpu", "bfloat16") != "int16", reason="this processor has no products of 16-bit integers"
+    processor.arithmetic("cpu", "bfloat16") != "int16",
+    reason="this processor has no products of 16-bit integers",
 )
 
 

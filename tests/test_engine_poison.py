@@ -5,8 +5,7 @@ import torch
 from engines import ENCODER_RUNGS, ENGINE, RUNGS, build, decode, encode, tiles
 from oracle import assert_close, noise
 
-from temporal_vae.engine import storage
-from temporal_vae.engine import processor
+from temporal_vae.engine import processor, storage
 
 DEEP = {"block_out_channels": (32, 64, 96), "layers_per_block": 2}
 

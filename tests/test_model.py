@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import (
+    Attention,
     AttnProcessor,
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
@@ -179,6 +180,24 @@ def test_set_processors_by_name(ours):
     assert ours.attn_processors == chosen
     with pytest.raises(ValueError, match="does not match"):
         ours.set_attn_processor({PROCESSORS[0]: AttnProcessor()})
+
+
+def test_the_engine_knows_the_attention_that_comes_with_the_network(ours, monkeypatch):
+    """It computes it by itself, in less memory; where somebody changed something inside, the module is called."""
+    calls = []
+    forward = Attention.forward
+    monkeypatch.setattr(
+        Attention, "forward", lambda self, *a, **k: calls.append(self) or forward(self, *a, **k)
+    )
+    expected = run(ours)
+    assert not calls
+    hook = ours.decoder.mid_block.attentions[0].to_q.register_forward_hook(lambda *_: None)
+    assert_close(run(ours), expected)
+    assert set(calls) == {ours.decoder.mid_block.attentions[0]}
+    hook.remove()
+    calls.clear()
+    assert torch.equal(run(ours), expected)
+    assert not calls
 
 
 def test_custom_processor_is_called(ours):

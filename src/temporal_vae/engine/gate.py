@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
@@ -34,6 +34,7 @@ _KNOWN = {
     encoder.DownEncoderBlock2D,
     encoder.Encoder,
 }
+_KNOWN_IN_ATTENTION = {Attention, nn.GroupNorm, nn.Linear, nn.Dropout, nn.ModuleList}
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
@@ -57,21 +58,42 @@ def obstacle(part: nn.Module, x: Tensor) -> str | None:
     for name, module in _visible(part):
         if type(module) not in _KNOWN and not isinstance(module, Attention):
             return f"{name} is a {type(module).__name__}"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name} has hooks"
-        if "forward" in vars(module):
-            return f"the forward of {name} was replaced"
-        if parametrize.is_parametrized(module):
-            return f"{name} is parametrised"
-        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-            return f"{name} pads with {module.padding_mode}"
-        if module is not part and isinstance(module, Attention):
-            continue
-        for key, parameter in module.named_parameters(recurse=False):
-            if type(parameter) not in (nn.Parameter, Tensor):
-                return f"{name}.{key} is a {type(parameter).__name__}"
-            if parameter.dtype != x.dtype or parameter.device != x.device:
-                return f"{name}.{key} is {parameter.dtype} on {parameter.device}"
+        reason = _hidden(module, x, parameters=not isinstance(module, Attention))
+        if reason is not None:
+            return f"{name}{reason}"
+    return None
+
+
+def is_plain(attention: Attention, x: Tensor) -> bool:
+    """Whether an attention is the one of the network with the processor it comes with, so that the engine knows it."""
+    return (
+        type(attention.processor) is AttnProcessor2_0
+        and not attention.fused_projections
+        and attention.heads == 1
+        and all(
+            type(module) in _KNOWN_IN_ATTENTION
+            and _hidden(module, x, parameters=True) is None
+            and not (isinstance(module, nn.Dropout) and module.p)
+            for module in attention.modules()
+        )
+    )
+
+
+def _hidden(module: nn.Module, x: Tensor, *, parameters: bool) -> str | None:
+    """What makes a module more than its class and its parameters; the end of a sentence that begins with its name."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return " has hooks"
+    if "forward" in vars(module):
+        return " has a forward of its own"
+    if parametrize.is_parametrized(module):
+        return " is parametrised"
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        return f" pads with {module.padding_mode}"
+    for key, parameter in module.named_parameters(recurse=False) if parameters else ():
+        if type(parameter) not in (nn.Parameter, Tensor):
+            return f".{key} is a {type(parameter).__name__}"
+        if parameter.dtype != x.dtype or parameter.device != x.device:
+            return f".{key} is {parameter.dtype} on {parameter.device}"
     return None
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from temporal_vae.engine.attention import add_attention
+from temporal_vae.engine.gate import is_plain
 from temporal_vae.engine.geometry import TILE, Cut, Span
 from temporal_vae.engine.kernels import Kernels, Weights
 from temporal_vae.engine.plan import LevelPlan
-from temporal_vae.engine.stats import Affine, Merged, Moments, merge, stack
+from temporal_vae.engine.stats import Affine, Merged, Moments, affine, merge, stack
 from temporal_vae.engine.storage import (
     Frames,
     HostMemory,
@@ -259,16 +261,20 @@ def downsample(
     return _by_frame(context, tile, len(frames), target.height, width, 9 * channels)
 
 
-def attend(context: Context, frames: Frames, attention: Attention) -> Moments:
+def attend(context: Context, frames: Frames, attention: Attention, moments: Moments) -> Moments:
     """Attention of each frame over its own pixels, by the processor that the model was given; moments `(t, c)`."""
-    moments = []
+    gathered = []
     for frame in range(frames.count):
         with frames.borrow(frame, context.pool) as values:
-            result = attention(values.permute(2, 0, 1)[None])
-            values.copy_(result[0].permute(1, 2, 0))
-            moments.append(Moments.of_values(values.view(1, -1, frames.channels)))
+            if is_plain(attention, values):
+                norm = affine(moments.of([frame]), cast("nn.GroupNorm", attention.group_norm))
+                add_attention(values, attention, norm, context.pool)
+            else:
+                result = attention(values.permute(2, 0, 1)[None])
+                values.copy_(result[0].permute(1, 2, 0))
+            gathered.append(Moments.of_values(values.view(1, -1, frames.channels)))
         context.advance(4 * frames.height * frames.width * frames.channels * frames.channels)
-    return stack(moments)
+    return stack(gathered)
 
 
 def finish_over_time(context: Context, images: Tensor, conv: nn.Conv3d) -> None:

@@ -15,12 +15,13 @@ from functools import lru_cache
 from itertools import pairwise
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import BLOCK, TILE, Cut, scratch_bytes
+from temporal_vae.engine.geometry import BLOCK, QUERIES, TILE, Cut, scratch_bytes
 from temporal_vae.errors import InputError, MemoryLimitError
 
 MIB = 2**20
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-FIRST_USE = 136 * MIB  # what libraries take when they are first used: a compiler, kernels, allocator caches
+FIRST_USE = {"float32": 106 * MIB, "int16": 112 * MIB, "torch": 136 * MIB}
+"""What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
@@ -28,8 +29,10 @@ TEMPORARIES = 8  # strips that torch holds per worker where its own operations d
 PANEL = 32  # channels that the native kernels write at least; inputs come in 16
 WIDEST_INPUT = 16
 ENOUGH_LATENTS = 8192  # pixels of the lowest level that make packing its weights worth the while
-ATTENTION_COPIES = 9  # activations of a frame that attention holds besides its input
-ATTENTION_BUFFERS = 16 * MIB  # of the matrix products in it
+ATTENTION_COPIES = 3  # activations of a frame that attention holds besides its input: normal, keys, values
+REPACKED = 2  # and of keys and values again, as torch lays 16-bit types out for its products
+ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
+ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
 
 
 Flags = dict[str, bool]
@@ -351,6 +354,14 @@ class _Task:
             total += (read + (2 if shortcut else 1) * rows * width * outputs) * self.item + 256
         return total
 
+    def attention(self, level: int, flags: Flags) -> int:
+        """Bytes that attention takes; a spilled frame is brought back for it."""
+        height, width = self.sizes[level]
+        channels = self.network.widths[-1]
+        queries = min(QUERIES, height * width) * channels * max(self.item, 4)
+        copies = ATTENTION_COPIES + (REPACKED if self.item == 2 else 0) + bool(flags.get("spill"))
+        return copies * self.frame(level, channels) + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
+
     def spilled(self, level: int, flags: Flags) -> int:
         """Bytes of the file that a level takes: its state, and the frames at work."""
         state, widest = (self.frame(level, self.widths[level + i]) for i in (1, 0))
@@ -393,9 +404,7 @@ class _Decoder(_Task):
             t * before_frame + g * (own + large + work), g * before_frame + t * own + g * (large + work)
         )
         if level == 0:
-            borrowed = self.frame(0, self.widths[1])
-            attention = (ATTENTION_COPIES + bool(flags.get("spill"))) * borrowed + ATTENTION_BUFFERS
-            entry = max(entry, t * own + attention)
+            entry = max(entry, t * own + self.attention(0, flags))
         state = t * own + max(g * work, 0 if flags.get("recompute") else t * frame)
         return max(entry, state)
 
@@ -427,7 +436,7 @@ class _Decoder(_Task):
         )
         edge = network.latent_channels if level == 0 else network.channels
         if level == 0:
-            rows = self.rows(0, width)
+            rows = max(map(len, self.cut.strips(height, across, width, t, self.workers)))
             passes.append(
                 self.kernel(edge, width, 36)
                 + ((rows + 2) * across * _padded(edge, WIDEST_INPUT) + rows * across * width) * self.item
@@ -508,12 +517,12 @@ class _Encoder(_Task):
         if inputs != width:
             worst = max(worst, t * narrow + 2 * g * own, g * narrow + t * own + g * own)
         if level == last:
-            worst = max(worst, t * own + ATTENTION_COPIES * own + ATTENTION_BUFFERS)
+            worst = max(worst, t * own + self.attention(level, flags))
         else:
             below = self.frame(level + 1, width)
             worst = max(worst, t * own + below, own + t * below)
         if flags.get("spill"):
-            return (ATTENTION_COPIES + 1) * own + ATTENTION_BUFFERS if level == last else 0
+            return self.attention(level, flags) if level == last else 0
         return worst
 
     def scratch(self, level: int, flags: Flags) -> int:
@@ -588,7 +597,7 @@ def _peak(task: Task, level: int, flags: Flags, before: Flags) -> int:
         tensors += task.weights(level)
     else:
         tensors += task.workers * TEMPORARIES * task.strip
-    return int(tensors * SLACK) + FIRST_USE
+    return int(tensors * SLACK) + FIRST_USE[task.arithmetic]
 
 
 def _worst(task: Task, flags: Sequence[Flags]) -> int:

@@ -84,7 +84,7 @@ def _decode_clip(
     middle = cast("Sequence[SpatioTemporalResBlock]", mid.resnets)
     state, moments = _spatiotemporal(context, middle[0], state, moments, lowest)
     if len(middle) > 1:
-        moments = passes.attend(context, state, cast("Attention", mid.attentions[0]))
+        moments = passes.attend(context, state, cast("Attention", mid.attentions[0]), moments)
         state, moments = _spatiotemporal(context, middle[1], state, moments, lowest)
     enlarging: Upsample | None = None
     for block, level in zip(
@@ -112,7 +112,7 @@ def _encode_group(context: Context, encoder: Encoder, frames: Tensor, latents: T
     mid, lowest = encoder.mid_block, plan.levels[-1]
     middle = cast("Sequence[SpatialResBlock]", mid.resnets)
     state, moments = _spatial(context, middle[0], state, moments, lowest)
-    moments = passes.attend(context, state, cast("Attention", mid.attentions[0]))
+    moments = passes.attend(context, state, cast("Attention", mid.attentions[0]), moments)
     state, moments = _spatial(context, middle[1], state, moments, lowest)
     _leave(context, encoder.conv_norm_out, encoder.conv_out, state, moments, latents)
 

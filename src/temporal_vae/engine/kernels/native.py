@@ -220,7 +220,7 @@ class NativeKernels:
 
 
 def _to_integers(weights: Tensor) -> Tensor:
-    """Round weights `(points, c, k)` in place to integers whose products cannot overflow; their factors `(points, k)`."""
+    """Round weights `(points, c, k)` in place to integers whose products do not overflow; the factors `(points, k)`."""
     magnitudes = weights.abs()
     sums = torch.stack([chunk.sum(1) for chunk in magnitudes.split(CHUNK, 1)]).amax(0)
     factors = torch.maximum(sums / LARGEST_COLUMN, magnitudes.amax(1) / (2**15 - 1))

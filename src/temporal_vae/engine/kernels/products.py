@@ -19,7 +19,9 @@ from temporal_vae.engine.processor import Machine
 LINE = 64  # bytes of a cache line
 CHUNK = 64  # inputs whose products are summed in integers; then the sums go on in float32
 LARGEST = 2**14 - 1  # of the inputs as integers
-LARGEST_COLUMN = (2**31 - 1) // (LARGEST + 1) - CHUNK  # sum of magnitudes of a chunk of weights: no sum overflows
+LARGEST_COLUMN = (2**31 - 1) // (
+    LARGEST + 1
+) - CHUNK  # sum of magnitudes of a chunk of weights: no sum overflows
 _LEAST = 2.0**-100  # the largest value of a row of zeros
 
 
@@ -77,7 +79,9 @@ class FloatProduct:
         with b.loop(0, self.arg["inputs"], 4) as c:
             for step in range(4):
                 here = b.mul(b.add(c, step), 4)
-                taps = [b.load(b.add(weights, b.mul(here, wide * b.lanes), j * b.lanes * 4)) for j in range(wide)]
+                taps = [
+                    b.load(b.add(weights, b.mul(here, wide * b.lanes), j * b.lanes * 4)) for j in range(wide)
+                ]
                 for i in range(high):
                     x = b.broadcast(b.add(rows[i], here))
                     for j in range(wide):
@@ -108,7 +112,9 @@ class FixedProduct(FloatProduct):
     ) -> None:
         super().__init__(b, machine, points, arguments, scratch)
         self.scales = self.end_of_products  # (points, block), of the rows of inputs
-        self.staged = b.add(self.scales, b.mul(arguments["block"], points * 4))  # one row in float32, (points, c)
+        self.staged = b.add(
+            self.scales, b.mul(arguments["block"], points * 4)
+        )  # one row in float32, (points, c)
         self.staged_point = b.mul(b.add(arguments["inputs"], PAD), 4)
         self.maxima = b.add(self.staged, b.mul(self.staged_point, points))  # (points, lanes), of magnitudes
 

@@ -1,0 +1,21 @@
+"""The planned peak is a promise: watched from outside, memory stays below it, and close to it."""
+
+import pytest
+import resident
+
+from temporal_vae.engine import processor
+
+
+def named(case):
+    widths, _ = case["network"]
+    height, width = case["size"]
+    return f"{case['job']}-{len(widths)}-{case['frames']}x{height}x{width}-{case['dtype']}-{case['share']}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor: the peak is an estimate")
+@pytest.mark.parametrize("case", resident.CASES, ids=named)
+def test_resident_memory(case):
+    found = resident.measure(case)
+    assert found["planned"] <= found["limit"]
+    assert 0.85 * found["planned"] <= found["found"] <= found["planned"]

@@ -1,0 +1,99 @@
+"""The planned work memory is what passes take, at sizes of real videos: everything runs, nothing is computed."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from engines import ENCODER_RUNGS, RUNGS, decode_plan, encode_plan, network_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from temporal_vae import AutoencoderKLTemporalDecoder
+from temporal_vae.engine import passes, processor, run
+from temporal_vae.engine.kernels import native_code
+from temporal_vae.engine.kernels.native import NativeKernels
+from temporal_vae.engine.stats import Moments
+from temporal_vae.engine.storage import SpillFile
+
+pytestmark = pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
+
+CONFIGS = [((128, 256, 512, 512), 2), ((96, 96, 96), 1), ((64,), 1), ((32, 160), 2), ((256, 64, 128), 1)]
+MOST_PIXELS = 2**21  # of all frames
+
+
+def empty(widths, layers):
+    """A model whose weights nobody writes or reads."""
+    blocks = ("DownEncoderBlock2D",) * len(widths)
+    with torch.device("meta"):
+        model = AutoencoderKLTemporalDecoder(
+            block_out_channels=widths, down_block_types=blocks, layers_per_block=layers
+        )
+    return model.to_empty(device="cpu")
+
+
+MODELS = [empty(*options) for options in CONFIGS]
+
+
+class Idle:
+    """Workers that pack no weights."""
+
+    def run(self, work, jobs):
+        return []
+
+
+class Nowhere(SpillFile):
+    """A file that keeps nothing."""
+
+    def read(self, target, offset):
+        pass
+
+    def write(self, source, offset):
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_computed():
+    @contextmanager
+    def spill_file(nbytes):
+        yield Nowhere(0)
+
+    def attend(context, frames, *_):
+        context.advance(4 * frames.count * frames.height * frames.width * frames.channels**2)
+        zeros = torch.zeros(frames.count, frames.channels, dtype=torch.float64)
+        return Moments(frames.height * frames.width, zeros, zeros)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kernel in ("spatial", "temporal"):
+            patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
+        patch.setattr(run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle()))
+        patch.setattr(run, "spill_file", spill_file)
+        patch.setattr(passes, "attend", attend)
+        patch.setattr(passes, "finish_over_time", lambda *_: None)
+        yield
+
+
+@given(
+    model=st.sampled_from(MODELS),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    frames=st.one_of(st.integers(1, 8), st.integers(1, 60)),
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    workers=st.integers(1, 9),
+    share=st.floats(0, 1),
+    decodes=st.booleans(),
+)
+@torch.no_grad()
+def test_every_plan_has_room(model, dtype, frames, size, workers, share, decodes):
+    """`Scratch.take` refuses what was not planned."""
+    height, width = (model.spatial_factor * length for length in size)
+    frames = max(1, min(frames, MOST_PIXELS // (height * width)))
+    network = network_of(model, 3)
+    settings = {"frames": frames, "size": (height, width), "dtype": dtype, "workers": workers}
+    make, rungs = (decode_plan, RUNGS) if decodes else (encode_plan, ENCODER_RUNGS)
+    peaks = [make(network, rung, **settings).peak for rung in rungs]
+    plan = make(network, *rungs, limit=int(min(peaks) + share * (max(peaks) - min(peaks))), **settings)
+    if decodes:
+        z = torch.empty(frames, 4, *size, dtype=getattr(torch, dtype))
+        run.decode(model.decoder, z, plan, lambda amount: None)
+    else:
+        x = torch.empty(frames, 3, height, width, dtype=getattr(torch, dtype))
+        run.encode(model.encoder, x, plan, lambda amount: None)
