@@ -9,13 +9,15 @@ from oracle import config, error, randomise
 from torch import Tensor, nn
 
 from temporal_vae import AutoencoderKLTemporalDecoder
+from temporal_vae.engine import budget
 from temporal_vae.engine import plan as planning
 from temporal_vae.engine import run
+from temporal_vae.engine.budget import Network
 from temporal_vae.engine.geometry import TILE, Cut, Span, spans
-from temporal_vae.engine.plan import Network, Plan
+from temporal_vae.engine.plan import Plan
 
-RUNGS = tuple(planning._RUNGS)
-ENCODER_RUNGS = tuple(planning._ENCODER_RUNGS)
+RUNGS = tuple(planning.RUNGS)
+ENCODER_RUNGS = tuple(planning.ENCODER_RUNGS)
 ENGINE = 2e-5  # how far the engine may be from the modules in float32, of the output's scale
 
 
@@ -42,7 +44,7 @@ def decode_plan(
 ) -> Plan:
     """The plan of a decoder whose levels stand on any of `rungs`, within a limit; size in pixels."""
     sizes = [tuple(length >> level for length in size) for level in reversed(range(len(network.widths)))]
-    task = planning._Decoder(network, frames, clips * frames, sizes, dtype, "cpu", workers)
+    task = budget.Decoder(network, frames, clips * frames, sizes, dtype, "cpu", workers)
     return planning._choose(task, limit, list(rungs), list(RUNGS))
 
 
@@ -58,7 +60,7 @@ def encode_plan(
 ) -> Plan:
     """The plan of an encoder whose levels stand on any of `rungs`, `together` frames at a time; size in pixels."""
     sizes = [tuple(length >> level for length in size) for level in range(len(network.widths))]
-    task = planning._Encoder(network, together or frames, frames, sizes, dtype, "cpu", workers)
+    task = budget.Encoder(network, together or frames, frames, sizes, dtype, "cpu", workers)
     return planning._choose(task, limit, list(rungs), list(ENCODER_RUNGS))
 
 

@@ -411,7 +411,7 @@ def test_sums_do_not_need_a_small_mean(this_machine):
 
 def test_a_kernel_is_compiled_once(this_machine):
     assert native_code.spatial("float32", True) is native_code.spatial("float32", True)
-    assert native_code.temporal("float32", True, False) is native_code.temporal("float32", True, False)
+    assert native_code.temporal("float32", True, False, 0) is native_code.temporal("float32", True, False, 0)
 
 
 def test_geometry_agrees_with_the_kernels(this_machine):

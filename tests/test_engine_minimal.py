@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temporal_vae.engine.kernels.minimal import F11, F43, filtering
+from temporal_vae.engine.kernels.minimal import F11, F43, filtering, shortened
 
 numbers = st.fractions(min_value=-9, max_value=9, max_denominator=64)
 points = st.lists(
@@ -35,6 +35,15 @@ def by_filtering(f, inputs, taps):
 def test_four_outputs_of_three_taps(inputs, taps):
     assert by_filtering(F43, inputs, taps) == direct(inputs, taps)
     assert (F43.outputs, F43.taps, F43.points) == (4, 3, 6)
+
+
+@given(st.data(), st.integers(1, 3))
+def test_fewer_outputs_with_the_same_filters(data, outputs):
+    f = shortened(F43, outputs)
+    assert f.points == outputs + 2
+    assert f.filter == F43.filter[: f.points]
+    inputs, taps = (data.draw(st.lists(numbers, min_size=n, max_size=n)) for n in (f.points, 3))
+    assert by_filtering(f, inputs, taps) == direct(inputs, taps)
 
 
 @given(st.data(), points, st.integers(1, 5))

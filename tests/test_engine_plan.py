@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
-from temporal_vae.engine.plan import MIB, Network, Plan, plan_decode, plan_encode, readable
+from temporal_vae.engine.budget import MIB, Network
+from temporal_vae.engine.plan import Plan, plan_decode, plan_encode, readable
 from temporal_vae.errors import InputError, MemoryLimitError
 
 SVD = Network(channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)

@@ -12,6 +12,7 @@ from temporal_vae.bench.contestants import CONTESTANTS, OURS
 from temporal_vae.bench.tasks import DTYPES, JOBS, PUBLISHED, Case, Task
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import MemoryType, json_option
+from temporal_vae.engine.plan import cores
 from temporal_vae.errors import InputError, TemporalVaeError
 
 _CASES = ("8x256x256", "14x320x512")
@@ -77,7 +78,7 @@ def bench(
             case=case,
             dtype=dtype,
             model=model,
-            threads=threads or _cores(),
+            threads=threads or cores(),
             memory_limit=memory_limit,
         )
         for case in cases or [Case.parse(text) for text in _CASES[: 2 if full else 1]]
@@ -118,8 +119,3 @@ def _run(
     if as_json:
         print_json(record)
     return races
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,8 @@ import click
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.models import DTYPES
 from temporal_vae.cli.options import PictureType, json_option, memory_option
-from temporal_vae.engine.plan import Network, Plan, plan_decode, plan_encode
+from temporal_vae.engine.budget import Network
+from temporal_vae.engine.plan import Plan, plan_decode, plan_encode
 from temporal_vae.errors import CheckpointError, ConfigError
 
 PUBLISHED = Network(channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)

@@ -12,7 +12,7 @@ usual points 0, ±1, ±2 lose more than a digit: 8e-6 of the output's scale on a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from math import floor, log2, prod
@@ -27,6 +27,7 @@ class Filtering:
     outputs: int  # m
     taps: int  # r
     points: int  # m + r - 1, the multiplications
+    at: tuple[Fraction, ...]  # the finite points
     input: Matrix  # B.T, (points, points)
     filter: Matrix  # G, (points, taps)
     output: Matrix  # A.T, (outputs, points)
@@ -34,18 +35,17 @@ class Filtering:
 
 @lru_cache(maxsize=8)
 def filtering(outputs: int, taps: int, at: tuple[Fraction, ...]) -> Filtering:
-    """`F(outputs, taps)` from its finite evaluation points; the last point is infinity (Toom and Cook)."""
+    """`F(outputs, taps)` from its finite evaluation points; the first point is infinity (Toom and Cook)."""
     count = outputs + taps - 1
     if len(set(at)) != count - 1:
         raise ValueError(f"F({outputs}, {taps}) wants {count - 1} different points, not {at}")
     others = [[q for q in at if q != p] for p in at]
     weights = [prod((p - q for q in rest), start=Fraction(1)) for p, rest in zip(at, others, strict=True)]
-    filter_rows = [[p**j / weight for j in range(taps)] for p, weight in zip(at, weights, strict=True)]
-    filter_rows.append([Fraction(int(j == taps - 1)) for j in range(taps)])
-    input_rows = [[*_polynomial(rest), Fraction(0)] for rest in others]
-    input_rows.append(_polynomial(list(at)))
-    output_columns = [[p**j for j in range(outputs)] for p in at]
-    output_columns.append([Fraction(int(j == outputs - 1)) for j in range(outputs)])
+    filter_rows = [[Fraction(int(j == taps - 1)) for j in range(taps)]]
+    filter_rows += [[p**j / weight for j in range(taps)] for p, weight in zip(at, weights, strict=True)]
+    input_rows = [_polynomial(list(at)), *([*_polynomial(rest), Fraction(0)] for rest in others)]
+    output_columns = [[Fraction(int(j == outputs - 1)) for j in range(outputs)]]
+    output_columns += [[p**j for j in range(outputs)] for p in at]
     # A power of two moves from the input's rows to the filter's without any rounding: both stay near one.
     powers = [Fraction(2) ** floor(log2(max(map(abs, row))) + 0.5) for row in input_rows]
     scaled = [[x / power for x in row] for row, power in zip(input_rows, powers, strict=True)]
@@ -54,10 +54,26 @@ def filtering(outputs: int, taps: int, at: tuple[Fraction, ...]) -> Filtering:
         outputs=outputs,
         taps=taps,
         points=count,
+        at=at,
         input=_matrix(scaled),
         filter=_matrix(filters),
         output=_matrix(zip(*output_columns, strict=True)),
     )
+
+
+def shortened(full: Filtering, outputs: int) -> Filtering:
+    """Fewer outputs, from the first points of `full` and with its very filters: it needs no weights of its own.
+
+    The filters of a point differ by a factor only, whatever other points there are; the input takes it over.
+    """
+    short = filtering(outputs, full.taps, full.at[: outputs + full.taps - 2])
+    filters = full.filter[: short.points]
+    factors = [
+        next(a / b for a, b in zip(mine, theirs, strict=True) if b)
+        for mine, theirs in zip(short.filter, filters, strict=True)
+    ]
+    rows = [[x * factor for x in row] for row, factor in zip(short.input, factors, strict=True)]
+    return replace(short, input=_matrix(rows), filter=filters)
 
 
 def _polynomial(roots: list[Fraction]) -> list[Fraction]:
@@ -80,6 +96,7 @@ F11 = Filtering(  # a product with no neighbours: 1x1 convolutions, and clips of
     outputs=1,
     taps=1,
     points=1,
+    at=(),
     input=((Fraction(1),),),
     filter=((Fraction(1),),),
     output=((Fraction(1),),),

@@ -198,7 +198,8 @@ class NativeKernels:
         sums = torch.zeros((frames, 2, weights.outputs), dtype=torch.float64)
         work = self._room(weights, weights.filtering.points, scratch)
         inputs, outputs = _addresses(sources), _addresses(targets)
-        native_code.temporal(self._name, affine is not None, weights.filtering is F11)(
+        rest = frames % weights.filtering.outputs
+        native_code.temporal(self._name, affine is not None, weights.filtering is F11, rest)(
             inputs.ctypes.data,
             outputs.ctypes.data,
             outputs.ctypes.data if add else 0,

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import simd
-from temporal_vae.engine.kernels.minimal import F11, F43, Filtering, Matrix
+from temporal_vae.engine.kernels.minimal import F11, F43, Filtering, Matrix, shortened
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
 from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
 from temporal_vae.engine.processor import Machine
@@ -47,12 +47,15 @@ def spatial(dtype: Scalar, activate: bool) -> simd.Kernel:
 
 
 @lru_cache(maxsize=16)
-def temporal(dtype: Scalar, activate: bool, pointwise: bool) -> simd.Kernel:
-    """The (3,1,1) kernel, or the 1x1 one, for activations of `dtype`."""
+def temporal(dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.Kernel:
+    """The (3,1,1) kernel, or the 1x1 one, for activations of `dtype`.
+
+    `rest` is the number of frames that are left over when a clip is cut into fours, or ones.
+    """
     machine = _machine()
 
     def emit(b: Builder, machine: Machine, **arguments: Value) -> None:
-        _Temporal(b, machine, dtype, activate, F11 if pointwise else F43, arguments).emit()
+        _Temporal(b, machine, dtype, activate, arguments).emit(F11 if pointwise else F43, rest)
 
     return simd.compile_kernel(emit, TEMPORAL, machine)
 
@@ -180,7 +183,7 @@ class _Spatial(_Common):
                 across = transform(b, F43.input, [columns[j][i] for j in range(n)])
                 for j in range(n):
                     self.product.put(i * n + j, c, across[j])
-        self.product.end()
+        self.product.end(F43.points**2)
 
     def scatter(self, tile: Value, place: Value) -> None:
         """Transform the products of one tile back, finish and write its outputs."""
@@ -244,50 +247,35 @@ def finish(
 
 
 class _Temporal(_Common):
-    """Tiles of one pixel and four frames, over the pixel range `[first, last)` of a clip."""
+    """Tiles of one pixel and four frames, or of the frames that are left, over a range of pixels `[first, last)`."""
 
-    def __init__(
-        self,
-        b: Builder,
-        machine: Machine,
-        dtype: Scalar,
-        activate: bool,
-        filtering: Filtering,
-        arguments: dict[str, Value],
-    ) -> None:
-        super().__init__(b, machine, dtype, activate, arguments)
-        self.filtering = filtering
-
-    def emit(self) -> None:
-        b, arg, f = self.b, self.arg, self.filtering
-        overlap = f.taps - 1
-        ring = arg["scratch"]
-        place = b.add(ring, b.mul(arg["block"], arg["inputs"], 2 * 4))
+    def emit(self, f: Filtering, rest: int) -> None:
+        b, arg = self.b, self.arg
+        place = b.add(arg["scratch"], b.mul(arg["block"], arg["inputs"], 2 * 4))
         self.product = self.kind(b, self.machine, f.points, arg, place)
         with b.loop(arg["first"], arg["last"], arg["block"]) as first:
             stop = b.least(b.add(first, arg["block"]), arg["last"])
             rows = b.sub(stop, first)
-            with b.loop(0, arg["frames"], f.outputs) as frame:
-                for_first = b.ir.icmp_signed("==", frame, b.integer(0))
-                self.gather(frame, first, rows, ring, overlap, for_first)
-                self.product.multiply(rows, f.points)
-                self.scatter(frame, first, rows)
+            fours = b.sub(arg["frames"], rest)
+            with b.loop(0, fours, f.outputs) as frame:
+                self.tiles(f, frame, first, rows)
+            if rest:
+                self.tiles(shortened(f, rest), fours, first, rows)
+
+    def tiles(self, f: Filtering, frame: Value, first: Value, rows: Value) -> None:
+        """The tiles of `rows` pixels that begin at one frame."""
+        self.gather(f, frame, first, rows)
+        self.product.multiply(rows, f.points)
+        self.scatter(f, frame, first, rows)
 
     def frame_address(self, name: str, frame: Value) -> Value:
         """Address of a frame from the table `name`."""
         return self.b.ir.load(self.b._at(self.b.add(self.arg[name], self.b.mul(frame, 8)), simd.I64))
 
-    def gather(
-        self,
-        frame: Value,
-        first: Value,
-        rows: Value,
-        ring: Value,
-        overlap: int,
-        start: Value,
-    ) -> None:
-        """Transform `points` frames of each pixel; the `overlap` frames shared with the tile before are kept."""
-        b, arg, f = self.b, self.arg, self.filtering
+    def gather(self, f: Filtering, frame: Value, first: Value, rows: Value) -> None:
+        """Transform `points` frames of each pixel; the frames shared with the tile before were kept."""
+        b, arg, ring = self.b, self.arg, self.arg["scratch"]
+        overlap, start = f.taps - 1, b.ir.icmp_signed("==", frame, b.integer(0))
         known, bases = [], []
         for i in range(f.points):
             t = b.add(frame, i - overlap // 2)
@@ -320,18 +308,16 @@ class _Temporal(_Common):
                     b.store(values[f.outputs + i], b.add(kept, i * b.lanes * 4))
                 for i, result in enumerate(transform(b, f.input, values)):
                     self.product.put(i, c, result)
-            self.product.end()
+            self.product.end(f.points)
 
-    def scatter(self, frame: Value, first: Value, rows: Value) -> None:
+    def scatter(self, f: Filtering, frame: Value, first: Value, rows: Value) -> None:
         """Transform the products of each pixel back, finish and write its frames."""
-        b, arg, f = self.b, self.arg, self.filtering
+        b, arg = self.b, self.arg
         frames = [b.add(frame, i) for i in range(f.outputs)]
-        inside = [b.less(t, arg["frames"]) for t in frames]
-        clamped = [b.clamp(t, arg["frames"]) for t in frames]
-        targets = [self.frame_address("targets", t) for t in clamped]
+        targets = [self.frame_address("targets", t) for t in frames]
         residual = b.ir.icmp_signed("!=", arg["residuals"], b.integer(0))
         table = b.ir.select(residual, arg["residuals"], arg["targets"])
-        residuals = [b.ir.load(b._at(b.add(table, b.mul(t, 8)), simd.I64)) for t in clamped]
+        residuals = [b.ir.load(b._at(b.add(table, b.mul(t, 8)), simd.I64)) for t in frames]
         with b.loop(0, rows) as row:
             pixel = b.mul(b.add(first, row), arg["outputs"], self.bytes)
             with b.loop(0, arg["outputs"], b.lanes) as k:
@@ -339,8 +325,7 @@ class _Temporal(_Common):
                 here = b.add(pixel, b.mul(k, self.bytes))
                 values = [b.load(self.product.address(i, row, k)) for i in range(f.points)]
                 for i, result in enumerate(transform(b, f.output, values)):
-                    with b.ir.if_then(inside[i]):
-                        finish(
-                            self, b.ir.fadd(result, bias), b.add(targets[i], here), b.add(residuals[i], here),
-                            arg["residuals"], k, frames[i],
-                        )  # fmt: skip
+                    finish(
+                        self, b.ir.fadd(result, bias), b.add(targets[i], here), b.add(residuals[i], here),
+                        arg["residuals"], k, frames[i],
+                    )  # fmt: skip

@@ -53,8 +53,8 @@ class FloatProduct:
         b = self.b
         b.store(value, b.add(self.row, b.mul(point, self.in_point), b.mul(c, 4)))
 
-    def end(self) -> None:
-        """The row is complete."""
+    def end(self, points: int) -> None:
+        """The first `points` points of the row are complete."""
 
     def address(self, point: int, row: Value, k: Value) -> Value:
         """Where the product of a row is, from output `k` on."""
@@ -134,10 +134,10 @@ class FixedProduct(FloatProduct):
         # As integers, the bits of magnitudes have the order of the magnitudes, and those of NaN come last.
         b.store_integers(b.larger(b.load_integers(place), b.magnitude_bits(value)), place)
 
-    def end(self) -> None:
-        """The row is complete: scale it to integers."""
+    def end(self, points: int) -> None:
+        """The first `points` points of the row are complete: scale them to integers."""
         b = self.b
-        with b.loop(0, self.points) as p:
+        with b.loop(0, points) as p:
             bits = b.load_integers(b.add(self.maxima, b.mul(p, b.lanes * 4)))
             largest = b.largest_of_bits(bits, _LEAST)
             scale = b.mul(p, self.arg["block"], 4)
