@@ -92,7 +92,12 @@ def main() -> None:
             path = Path(folder) / "frames.npy"
             nbytes = None if limit == "none" else parse_memory(limit)
             task = Task(
-                job="decode", case=case, dtype=options.dtype, model=PUBLISHED, threads=options.threads, memory_limit=nbytes
+                job="decode",
+                case=case,
+                dtype=options.dtype,
+                model=PUBLISHED,
+                threads=options.threads,
+                memory_limit=nbytes,
             )
             runs.append(run(task, path))
             frames = np.load(path)
@@ -107,7 +112,12 @@ def main() -> None:
                 flush=True,
             )
             if options.output:
-                record = {**circumstances(1), "command": " ".join(sys.argv), "case": str(case), "dtype": options.dtype}
+                record = {
+                    **circumstances(1),
+                    "command": " ".join(sys.argv),
+                    "case": str(case),
+                    "dtype": options.dtype,
+                }
                 options.output.write_text(json.dumps(record | {"runs": runs}, indent=2) + "\n")
 
 

@@ -9,9 +9,8 @@ from oracle import config, error, randomise
 from torch import Tensor, nn
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import budget
+from temporal_vae.engine import budget, run
 from temporal_vae.engine import plan as planning
-from temporal_vae.engine import run
 from temporal_vae.engine.budget import Network
 from temporal_vae.engine.geometry import TILE, Cut, Span, spans
 from temporal_vae.engine.plan import Plan

@@ -26,8 +26,8 @@ from temporal_vae.amounts import parse_memory
 from temporal_vae.checkpoints import loading
 from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
 from temporal_vae.engine import gate, run
-from temporal_vae.engine.memory import free_memory
 from temporal_vae.engine.budget import MIB, Network
+from temporal_vae.engine.memory import free_memory
 from temporal_vae.engine.plan import Plan, plan_decode, plan_encode
 from temporal_vae.engine.progress import counter
 from temporal_vae.errors import ConfigError, InputError

@@ -1,13 +1,15 @@
 """What a level takes, in bytes and in work: the arithmetic behind a plan. Integers only, no torch.
 
-`Decoder` and `Encoder` count what `run.py` and `passes.py` hold at each step, with the same formulas that cut their tiles.
+`Decoder` and `Encoder` count what `run.py` and `passes.py` hold at each step, with the formulas that cut their tiles.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK, QUERIES, TILE, Cut, scratch_bytes
@@ -48,7 +50,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """The arithmetic that encoder and decoder share. Levels come in the order in which they are computed."""
 
     network: Network
@@ -59,13 +61,42 @@ class Task:
     device: str
     workers: int
 
+    task: ClassVar[str]
+
     @property
+    @abstractmethod
     def widths(self) -> tuple[int, ...]:
         """Channels before the first level, then those of each level."""
-        raise NotImplementedError
+
+    @property
+    @abstractmethod
+    def output(self) -> int:
+        """Bytes of the result."""
+
+    @property
+    @abstractmethod
+    def work(self) -> int:
+        """Multiply-adds of the network on `frames` frames, as the passes count them."""
+
+    @abstractmethod
+    def held(self, level: int, flags: Flags, before: Flags) -> int:
+        """Bytes of activations in memory at the worst moment of a level; `before` is what the level before it does."""
+
+    @abstractmethod
+    def scratch(self, level: int, flags: Flags) -> int:
+        """Bytes of scratch of one worker at the worst job of a level."""
+
+    @abstractmethod
+    def weights(self, level: int) -> int:
+        """Bytes of packed weights at the worst moment of a level."""
+
+    @abstractmethod
+    def again(self, level: int, flags: Flags) -> int:
+        """Multiply-adds that are done a second time."""
 
     @property
     def item(self) -> int:
+        """Bytes of a value."""
         return ITEMSIZE[self.dtype]
 
     @property
@@ -95,6 +126,7 @@ class Task:
 
     @property
     def cut(self) -> Cut:
+        """How large tiles are."""
         return Cut(strip_bytes=self.strip, run_bytes=self.strip, itemsize=self.item)
 
     def frame(self, level: int, channels: int) -> int:
@@ -180,6 +212,8 @@ def _padded(count: int, multiple: int) -> int:
 
 
 class Decoder(Task):
+    """A clip is decoded: levels from the smallest to the full picture."""
+
     task = "decode"
 
     @property
@@ -189,6 +223,7 @@ class Decoder(Task):
 
     @property
     def output(self) -> int:
+        """Bytes of the result."""
         height, width = self.sizes[-1]
         return self.batch * self.network.channels * height * width * self.item
 
@@ -300,6 +335,8 @@ class Decoder(Task):
 
 
 class Encoder(Task):
+    """A few frames are encoded: levels from the full picture to the smallest."""
+
     task = "encode"
 
     @property
@@ -309,6 +346,7 @@ class Encoder(Task):
 
     @property
     def output(self) -> int:
+        """Bytes of the result."""
         height, width = self.sizes[-1]
         return 3 * self.batch * 2 * self.network.latent_channels * height * width * self.item
 
@@ -403,5 +441,6 @@ def peak(task: Task, level: int, flags: Flags, before: Flags) -> int:
 
 
 def worst(task: Task, flags: Sequence[Flags]) -> int:
+    """Bytes above the loaded model at the worst moment of all."""
     befores: list[Flags] = [{}, *flags]
     return max(peak(task, level, own, befores[level]) for level, own in enumerate(flags))

@@ -28,6 +28,7 @@ from temporal_vae.engine.budget import (
 from temporal_vae.engine.geometry import Cut
 from temporal_vae.errors import InputError, MemoryLimitError
 
+
 @dataclass(frozen=True, kw_only=True)
 class LevelPlan:
     """How the activations of one level are treated."""
