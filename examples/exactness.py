@@ -27,7 +27,7 @@ START, FRAMES, SIZE = 5, 8, (256, 108)  # of bikes.mp4: seconds, frames, width a
 TILE, OVERLAP = 24, 0.25  # latents along a side, and the share of them that neighbours have in common
 GRID = (2, 3)  # rows and columns of tiles whose statistics are averaged
 CHUNK = 4  # frames
-AMPLIFICATION = 10  # of the errors in the picture
+AMPLIFICATION = 40  # of the errors in the picture
 
 
 # Ways to decode the latents (t, z, h, w) of one clip to frames (t, c, h * f, w * f)

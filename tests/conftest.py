@@ -1,6 +1,7 @@
 """Settings of every test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tensors are small; threads that wait for a busy core cost minutes
 
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is told to ignore it
 
 settings.register_profile("same examples in every run", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("same examples in every run")

@@ -92,7 +92,7 @@ def test_a_block_of_scratch():
     assert scratch_bytes(64, 32, 6) == 4 * 2 * BLOCK * 64 + 6 * point
 
 
-@pytest.mark.parametrize("module", ["geometry", "plan"])
+@pytest.mark.parametrize("module", ["geometry", "processor", "budget", "plan"])
 def test_no_torch_is_needed(module):
     code = f"import sys, temporal_vae.engine.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
