@@ -286,9 +286,6 @@ class Builder:
             self._intrinsic(f"llvm.x86.avx512.vpdpwssd.{32 * self.lanes}", kind, 3), [total, a, b]
         )
 
-    def _ints(self, value: int) -> Value:
-        return self.integers(value)
-
     def _call(self, name: str, *args: Value) -> Value:
         return self.ir.call(self._intrinsic(f"{name}.v{self.lanes}f32", self.vector, len(args)), args)
 
