@@ -130,9 +130,10 @@ class Perceptual:
     """LPIPS: distance of the features that a classifier of photographs sees in two frames; 0 or more.
 
     Weighted squared differences of normalised features, summed over layers, the mean over frames and places: Zhang
-    et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018. Values are clamped to [-1, 1], the
-    range it was made for. The network is made, frozen and in eval mode, by the first call, which may download
-    its weights; it follows the frames to their device. It is no module: no optimizer or checkpoint will find it.
+    et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018. Values are clamped to
+    [-1, 1], the range it was made for. The network is made, frozen and in eval mode, by the first call, which may
+    download its weights; it follows the frames to their device. It is no module: no optimizer or checkpoint will
+    find it.
 
     Args:
         network: `vgg`, `alex` or `squeeze`.
