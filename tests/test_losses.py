@@ -224,13 +224,13 @@ def test_opposite_pictures_have_finite_gradients():
     assert output.grad.isfinite().all()
 
 
-def test_values_far_outside_the_range_have_finite_gradients():
-    _, frames = pictures(1, 3, 48, 48)
-    output = (1e4 + 1e-2 * noise(1, 3, 48, 48)).requires_grad_()
+def test_values_far_outside_the_range_have_gradients_of_no_great_size():
+    _, frames = pictures(1, 3, 128, 128)
+    output = (300 + 1e-2 * noise(1, 3, 128, 128)).requires_grad_()
     loss = losses.ms_ssim(output, frames)
     loss.backward()
-    assert loss.isfinite()
-    assert output.grad.isfinite().all()
+    assert 0 < loss.item() < 1
+    assert output.grad.abs().max() < 0.01
 
 
 def test_ms_ssim_leads_back_to_the_frames():
