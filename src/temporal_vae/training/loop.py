@@ -1,240 +1,260 @@
-"""The training loop: one step, averaged weights, checkpoints, resume.
+"""The training loop: steps, checkpoints, validation, and an orderly end.
 
-A run interrupted at any moment and started again ends in the same weights, bit for bit: batches and noise depend on the
-number of the step alone, and a checkpoint holds all that a step changes.
+A run that is interrupted at any moment, SIGKILL included, and started again ends in the same weights, bit for bit, on
+the same machine: batches and noise depend on the number of the step alone, and a checkpoint holds all that a step
+changes.
 """
 
-import json
-import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-from temporal_vae.errors import CheckpointError
-from temporal_vae.training.data import Sampler
-from temporal_vae.training.linear import LinearAutoencoder, keep_constants, plant, train_linear
-from temporal_vae.training.recipe import Recipe
+from temporal_vae.errors import ConfigError, TrainingError
+from temporal_vae.training import begin, state, validation
+from temporal_vae.training.config import TrainConfig, differences, read_config, to_yaml
+from temporal_vae.training.data import Clips, load, to_device
+from temporal_vae.training.learner import Learner
+from temporal_vae.training.parts import choose
+from temporal_vae.training.processes import any_process
+from temporal_vae.training.signals import Interrupts
+from temporal_vae.training.watch import Watch
+from temporal_vae.video.outputs import complete_or_nothing
+from temporal_vae.video.report import peak_memory
 
-Report = Callable[[str], None]
-
-_LINEAR_BATCHES = 2**32  # numbers of the linear start's batches begin here, past those of the full network
-
-
-@dataclass(kw_only=True)
-class Run:
-    """All that changes while training."""
-
-    vae: AutoencoderKLTemporalDecoder
-    averaged: dict[str, Tensor]  # moving averages of the weights: what is validated and shipped
-    optimizer: torch.optim.Adam
-    step: int  # steps done
+CONFIG = "config.yaml"
+MODEL = "model"
+_SCALE_BATCHES = 4  # of training data, for the scale of latents
 
 
-def train(
-    recipe: Recipe,
-    sampler: Sampler,
-    *,
-    checkpoint: Path,
-    validate: Callable[[AutoencoderKLTemporalDecoder], str],
-    report: Report,
-) -> AutoencoderKLTemporalDecoder:
-    """Train by `recipe`, from `checkpoint` where it exists, and return the averaged model.
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        finished: whether all steps are done; else the same call goes on.
+        signal: that ended it early, if one did.
+        report: what `report.json` holds.
+    """
+
+    finished: bool
+    signal: int | None
+    report: dict[str, Any]
+
+
+def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
+    """Train as `config` says, from the last checkpoint in its `output` where there is one.
+
+    Writes to that folder: `config.yaml`, `checkpoints/`, `model/` at the end (the averaged weights, as
+    `from_pretrained` takes them), `sheets/`, `tensorboard/` and `report.json`. Under `accelerate launch` every process
+    calls it.
 
     Args:
-        recipe: every number.
-        sampler: where batches come from.
-        checkpoint: safetensors file that is written again and again; the training resumes from it.
-        validate: measures a model; the answer is reported.
-        report: takes a line of progress.
+        config: all of the run.
+        quiet: print nothing but errors.
 
     Raises:
-        CheckpointError: `checkpoint` cannot be read or belongs to another recipe.
+        ConfigError: a configuration that contradicts itself, the machine, or the run in `output`.
+        CheckpointError: a model that cannot be loaded, or a checkpoint that cannot be resumed from.
+        MediaError: nothing to learn from can be read.
+        TrainingError: too many steps in a row without a finite loss.
     """
-    run = new_run(recipe)
-    if checkpoint.exists():
-        load_run(run, checkpoint)
-        report(f"resumed from {checkpoint} at step {run.step}")
-    else:
-        error = start_linear(run, recipe, sampler)
-        save_run(run, checkpoint)
-        report(f"linear start: error {error:.5f}; {validate(averaged_model(run, recipe))}")
-    losses: list[float] = []
-    while run.step < recipe.steps:
-        losses.append(training_step(run, recipe, sampler))
-        if run.step % recipe.save_every == 0 or run.step == recipe.steps:
-            save_run(run, checkpoint)
-            report(f"step {run.step}/{recipe.steps}: loss {sum(losses) / len(losses):.5f}")
-            losses.clear()
-        if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
-            report(f"step {run.step}: {validate(averaged_model(run, recipe))}")
-    return averaged_model(run, recipe)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda': torch sees none on this machine; use auto or cpu")
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+    output = Path(config.output)
+    first = accelerator.is_main_process
+    found = _prepare_output(output, config, first)
+    accelerator.wait_for_everyone()
+    with (
+        Interrupts() as interrupts,
+        Watch(output, steps=config.steps, shown=first, quiet=quiet) as watch,
+    ):
+        return _Run(config, accelerator, watch, interrupts, found).run()
 
 
-def new_run(recipe: Recipe) -> Run:
-    """A network with random weights, and an optimizer that has seen nothing."""
-    torch.manual_seed(recipe.seed)
-    vae = new_model(recipe).train()
-    for module in vae.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    keep_constants(vae)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
-    return Run(vae=vae, averaged=_copy(vae), optimizer=optimizer, step=0)
+class _Run:
+    """One sitting of a run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        watch: Watch,
+        interrupts: Interrupts,
+        found: Path | None,
+    ) -> None:
+        self._config, self._accelerator = config, accelerator
+        self._watch, self._interrupts = watch, interrupts
+        self._output = Path(config.output)
+        vae = begin.begin(config)
+        self._clips = Clips(config, rank=accelerator.process_index, multiple=vae.spatial_factor)
+        self._samples, faults = validation.samples(config.validation)
+        if found is None and config.model.linear_start is not None:
+            error = begin.start_linear(vae, config, config.model.linear_start)
+            watch.say(f"linear start: error {error:.5f}")
+        names = choose(vae, config.train)
+        self._learner = Learner(config, vae, names, accelerator)
+        self._state = self._learner.state
+        if found is not None:
+            state.restore(self._state, found)
+            self._learner.restored()
+            watch.say(f"resumed from {found} at step {self._counters.step}")
+        learning = sum(vae.get_parameter(name).numel() for name in names)
+        watch.say(f"{learning:,} of {sum(p.numel() for p in vae.parameters()):,} parameters learn")
+        self._figures: list[validation.Figures] = []
+        self._note({**dict(self._clips.faults), **faults})
+
+    @property
+    def _counters(self) -> state.Counters:
+        return self._state.counters
+
+    def run(self) -> Outcome:
+        """Train to the last step or to a signal."""
+        config, counters = self._config, self._counters
+        if counters.step == 0 and self._samples:
+            self._validate()
+        batches = load(
+            self._clips,
+            first=counters.step * config.optimizer.accumulate,
+            workers=config.data.workers,
+            device=self._accelerator.device,
+        )
+        stopped = False
+        while counters.step < config.steps and not stopped:
+            self._step(batches)
+            stopped = self._agreed(self._interrupts.received is not None)
+            last = counters.step == config.steps
+            if self._samples and (last or counters.step % config.validation.every == 0):
+                self._validate()
+                self._save()
+            elif last or stopped or counters.step % config.checkpoints.every == 0:
+                self._save()
+        if not stopped:
+            self._write_model()
+        else:
+            self._watch.say(f"stopped at step {counters.step} and saved; the same command goes on from there")
+        facts = {"config": asdict(config), "validation": [asdict(each) for each in self._figures]}
+        report = self._watch.report(counters, facts, peak_memory(self._accelerator.device))
+        return Outcome(finished=not stopped, signal=self._interrupts.received, report=report)
+
+    def _step(self, batches: Iterator[Any]) -> None:
+        counters = self._counters
+        began = time.monotonic()
+        drawn = [next(batches) for _ in range(self._config.optimizer.accumulate)]
+        for each in drawn:
+            self._note(dict(each.faults))
+            if each.failure:
+                raise TrainingError(each.failure)
+        values = self._learner.step(drawn)
+        counters.step += 1
+        counters.frames += sum(len(each.frames) for each in drawn) * self._accelerator.num_processes
+        counters.seconds += time.monotonic() - began
+        if values is None:
+            counters.bad += 1
+            counters.bad_in_a_row += 1
+            self._watch.say(f"step {counters.step}: left out, its loss is not finite")
+            if counters.bad_in_a_row >= self._config.checkpoints.bad_steps:
+                raise TrainingError(
+                    f"{self._output}: {counters.bad_in_a_row} steps in a row without a finite loss; lower "
+                    "optimizer.learning_rate or look at the data, and go on from the last checkpoint"
+                )
+            return
+        counters.bad_in_a_row = 0
+        self._state.average(self._config.ema)
+        self._watch.step(counters, values)
+
+    def _validate(self) -> None:
+        """Measure the averaged weights; each process takes its share of the samples."""
+        accelerator = self._accelerator
+        model = self._state.averaged_model()
+        mine = []
+        for number in range(accelerator.process_index, len(self._samples), accelerator.num_processes):
+            sample = self._samples[number]
+            result = validation.reconstruct(model, sample)
+            mine.append((number, validation.measure(sample, result), result))
+        found = sorted(gather_object(mine), key=lambda entry: entry[0])
+        self._figures = [figures for _, figures, _ in found]
+        pairs = [(self._samples[number], result) for number, _, result in found]
+        self._watch.validation(self._counters, self._figures, pairs)
+        psnr = validation.mean_psnr(self._figures)
+        if self._counters.best_psnr is None or psnr > self._counters.best_psnr:
+            self._counters.best_psnr, self._counters.best_step = psnr, self._counters.step
+
+    def _save(self) -> None:
+        counters, config = self._counters, self._config.checkpoints
+        for entry in gather_object(list(counters.faults.items())):
+            self._note(dict([entry]))
+        self._learner.remember()
+        if self._accelerator.is_main_process:
+            state.save(self._state, self._output)
+            state.prune(self._output, keep=config.keep, best=counters.best_step)
+        self._accelerator.wait_for_everyone()
+
+    def _write_model(self) -> None:
+        """Write the averaged weights, which are those of the last step."""
+        if not self._accelerator.is_main_process:
+            return
+        model = self._state.averaged_model()
+        if self._config.model.new is not None:
+            model.register_to_config(scaling_factor=self._scaling_factor(model))
+        with complete_or_nothing(self._output / MODEL) as temporary:
+            model.save_pretrained(temporary)
+        self._watch.say(f"wrote {self._output / MODEL}")
+
+    @torch.no_grad()
+    def _scaling_factor(self, model: AutoencoderKLTemporalDecoder) -> float:
+        """One over the deviation of the latents of training frames, to four digits.
+
+        It is what latents are multiplied with so that a diffusion model sees unit deviation.
+        """
+        clips = Clips(replace(self._config, seed=self._config.seed + 1), multiple=model.spatial_factor)
+        frames = (to_device(clips[number], model.device) for number in range(min(_SCALE_BATCHES, len(clips))))
+        latents = [model.encode(x).latent_dist.mean.flatten() for x in frames]
+        return float(f"{1 / torch.cat(latents).std().item():.4g}")
+
+    def _note(self, faults: dict[str, str]) -> None:
+        """Say of everything that cannot be read that it is left out, once."""
+        for name, reason in faults.items():
+            if name not in self._counters.faults:
+                self._counters.faults[name] = reason
+                self._watch.say(f"left out: {reason}")
+
+    def _agreed(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        return any_process(self._accelerator, flag)
 
 
-def new_model(recipe: Recipe) -> AutoencoderKLTemporalDecoder:
-    """The recipe's network, with random weights."""
-    return AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * len(recipe.block_out_channels),
-        block_out_channels=recipe.block_out_channels,
-        layers_per_block=recipe.layers_per_block,
-        latent_channels=recipe.latent_channels,
-    )
+def _prepare_output(output: Path, config: TrainConfig, first: bool) -> Path | None:
+    """Make the folder of a run; return the checkpoint to go on from, if there is one.
 
-
-def averaged_model(run: Run, recipe: Recipe) -> AutoencoderKLTemporalDecoder:
-    """A model with the run's averaged weights, in eval mode."""
-    vae = new_model(recipe)
-    vae.load_state_dict(run.averaged)
-    return vae.eval()
-
-
-def start_linear(run: Run, recipe: Recipe, sampler: Sampler) -> float:
-    """Train a linear autoencoder and plant it in the run's network; returns its mean squared error."""
-    crops = sampler.batch(_LINEAR_BATCHES, clips=recipe.linear_crops, frames=1, size=recipe.linear_size)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    linear = LinearAutoencoder(
-        channels=crops.shape[1],
-        latent_channels=recipe.latent_channels,
-        levels=len(recipe.block_out_channels),
-    )
-    linear.start_from_components(crops[:256])
-    linear.balance(crops[:256])
-    error = train_linear(
-        linear,
-        lambda: crops[torch.randint(len(crops), (recipe.linear_batch,), generator=generator)],
-        steps=recipe.linear_steps,
-        learning_rate=recipe.linear_learning_rate,
-    )
-    linear.balance(crops[:256])
-    plant(linear, run.vae, logvar=recipe.logvar)
-    run.averaged = _copy(run.vae)
-    return error
-
-
-def training_step(run: Run, recipe: Recipe, sampler: Sampler) -> float:
-    """One batch forth and back; returns its loss."""
-    phase = recipe.phase(run.step)
-    draw = torch.Generator().manual_seed(recipe.seed * 1_000_003 + run.step)
-    choice = int(torch.randint(len(phase.clip_lengths), (), generator=draw))
-    length = phase.clip_lengths[choice]
-    frames = sampler.batch(run.step, clips=phase.frames // length, frames=length, size=phase.size)
-    with torch.autocast("cpu", torch.bfloat16):
-        moments = run.vae.quant_conv(run.vae.encoder(frames)).float()
-        mean, logvar = moments.chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=draw)
-        latents = mean + noise * torch.exp(logvar.clamp(-30, 20) / 2)
-        output = run.vae.decoder(latents, num_frames=length).float()
-    loss = reconstruction_loss(output, frames, length, recipe) + recipe.kl_weight * kl(mean, logvar)
-    run.optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.vae.parameters(), recipe.gradient_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, run.step)
-    run.optimizer.step()
-    run.step += 1
-    decay = min(recipe.ema, run.step / (run.step + 10))
-    with torch.no_grad():
-        for name, value in run.vae.state_dict().items():
-            run.averaged[name].lerp_(value, 1 - decay)
-    return loss.item()
-
-
-def reconstruction_loss(output: Tensor, frames: Tensor, length: int, recipe: Recipe) -> Tensor:
-    """Charbonnier loss of frames, plus that of the differences of neighbouring frames of a clip.
-
-    Args:
-        output: `(b*t, c, h, w)`, in [-1, 1] or nearly.
-        frames: the same, true.
-        length: t.
-        recipe: weights.
+    Raises:
+        ConfigError: the folder holds a run with another configuration, or cannot be made.
     """
-    error = output - frames
-    loss = _charbonnier(error, recipe.charbonnier)
-    if length > 1:
-        motion = error.unflatten(0, (-1, length)).diff(dim=1)
-        loss = loss + recipe.motion_weight * _charbonnier(motion, recipe.charbonnier)
-    return loss
-
-
-def kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Mean divergence of the posterior from a standard normal distribution, in nats per latent number."""
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to the final rate."""
-    if step < recipe.warm_up:
-        return recipe.learning_rate * (step + 1) / recipe.warm_up
-    done = (step - recipe.warm_up) / max(recipe.steps - recipe.warm_up, 1)
-    low, high = recipe.final_learning_rate, recipe.learning_rate
-    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
-
-
-def save_run(run: Run, checkpoint: Path) -> None:
-    """Write all of `run` to one safetensors file, under another name first."""
-    tensors = {f"model.{name}": value for name, value in run.vae.state_dict().items()}
-    tensors |= {f"averaged.{name}": value for name, value in run.averaged.items()}
-    for name, parameter in run.vae.named_parameters():
-        state = run.optimizer.state.get(parameter)
-        if state:  # a parameter that takes no part, like the resting attention, has none
-            tensors[f"exp_avg.{name}"] = state["exp_avg"]
-            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = checkpoint.with_suffix(".tmp")
-    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, unfinished, metadata={"run": json.dumps({"step": run.step})})
-    os.replace(unfinished, checkpoint)
-
-
-def load_run(run: Run, checkpoint: Path) -> None:
-    """Bring `run` to the state that `save_run` wrote; `CheckpointError` if it does not fit."""
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            step = json.loads(file.metadata()["run"])["step"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        run.vae.load_state_dict(_part(tensors, "model."))
-        run.averaged = _part(tensors, "averaged.")
-        first, second = _part(tensors, "exp_avg."), _part(tensors, "exp_avg_sq.")
-        for name, parameter in run.vae.named_parameters():
-            if name in first:
-                run.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": torch.empty_like(parameter).copy_(first[name]),
-                    "exp_avg_sq": torch.empty_like(parameter).copy_(second[name]),
-                }
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: is no checkpoint of this recipe: {str(error).splitlines()[0]}; "
-            "choose another --output or remove it"
-        ) from error
-    run.step = step
-
-
-def _charbonnier(error: Tensor, scale: float) -> Tensor:
-    return (error.square() + scale**2).sqrt().mean() - scale
-
-
-def _copy(vae: AutoencoderKLTemporalDecoder) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    found = state.checkpoints(output)
+    written = output / CONFIG
+    if found and written.is_file():
+        names = differences(read_config(written), config)
+        if names:
+            raise ConfigError(
+                f"{output}: holds a run with another {', '.join(names[:3])}; choose another output, or give the "
+                f"configuration in {written}"
+            )
+    if first:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"output={output}: cannot be made ({error.strerror}); choose another folder"
+            ) from error
+        with complete_or_nothing(written) as temporary:
+            temporary.write_text(to_yaml(config))
+    return found[-1][1] if found else None

@@ -1,0 +1,69 @@
+"""`temporal-vae train`: teach a model from videos and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from temporal_vae.cli.console import print_json
+from temporal_vae.cli.options import json_option
+from temporal_vae.errors import InputError
+
+_SIGNALLED = 128  # plus the number of the signal: what a shell reports of a command that a signal ended
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
+@click.option("--defaults", is_flag=True, help="Print all names with their defaults as YAML, and end.")
+@click.option("--show", is_flag=True, help="Print the configuration as it would be used, and end.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option
+def train(
+    config: Path | None,
+    values: tuple[str, ...],
+    output: Path | None,
+    defaults: bool,
+    show: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train a model by the YAML file CONFIG, in which NAME=VALUE changes single values: optimizer.learning_rate=1e-4.
+
+    A run that was interrupted goes on where it stopped: give the same command again. Ctrl-C and SIGTERM finish the
+    step in hand, save, and exit with 130 or 143. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG`
+    trains in several processes.
+    """
+    _need_extra()
+    from temporal_vae.training.config import TrainConfig, read_config, to_yaml
+
+    if defaults:
+        click.echo(to_yaml(TrainConfig()), nl=False)
+        return
+    if config is None:
+        raise click.UsageError("Missing argument 'CONFIG': name a YAML file, or ask for --defaults.")
+    more = (f"output={output}",) if output else ()
+    settings = read_config(config, (*values, *more))
+    if show:
+        click.echo(to_yaml(settings), nl=False)
+        return
+    from temporal_vae.training.loop import train as run
+
+    if not quiet and not as_json:
+        click.echo(to_yaml(settings), err=True)
+    outcome = run(settings, quiet=quiet or as_json)
+    if as_json:
+        print_json(outcome.report)
+    if outcome.signal is not None:
+        click.get_current_context().exit(_SIGNALLED + outcome.signal)
+
+
+def _need_extra() -> None:
+    """Say what to install where it is missing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("yaml", "pydantic", "tensorboard") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"train: {', '.join(missing)} is not installed; pip install 'temporal-vae[train]'")
