@@ -23,7 +23,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from temporal_vae.amounts import parse_memory
-from temporal_vae.checkpoints import loading
+from temporal_vae.checkpoints import convert, loading
+from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
 from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
 from temporal_vae.engine import gate, run
 from temporal_vae.engine.budget import MIB, Network
@@ -435,6 +436,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         with_info = kwargs.pop("output_loading_info", False)
         load = super().from_pretrained
         model, info = loading.load_strictly(load, pretrained_model_name_or_path, kwargs)
+        convert.guard_encoder(model)
         return (model, info) if with_info else model
 
     def save_pretrained(
@@ -469,6 +471,41 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """Load the small model that ships with the package (see its card, `checkpoints/embedded/README.md`)."""
         model: AutoencoderKLTemporalDecoder = cls.from_pretrained(loading.EMBEDDED, torch_dtype=torch_dtype)
         return model
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | Mapping[str, Any] | None = None,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        encoder: EncoderHome | None = None,
+        **options: Any,
+    ) -> AutoencoderKLTemporalDecoder:
+        """Load a model from one safetensors file, strictly.
+
+        Args:
+            path: a whole original checkpoint (`svd_xt.safetensors`), of which only the autoencoder is read; an
+                autoencoder alone under original names; or one under the names of this class.
+            config: folder, hub id or values that go before what the shapes of the tensors tell.
+            subfolder: where in `config` the folder of the autoencoder is.
+            torch_dtype: to load in; by default that of the file.
+            encoder: which one of an original checkpoint that holds two: `conditioner` (the default, and the one in
+                the folders that diffusers publishes) or `first_stage`.
+            **options: values of the configuration, such as `scaling_factor`, which no file tells (0.18215).
+
+        Returns:
+            The model in eval mode. Without encoder in the file it decodes, and `encode` raises `CheckpointError`.
+
+        Raises:
+            CheckpointError: no such file, a pickle, a damaged file, an image autoencoder, or tensors that are missing,
+                extra or of another shape.
+            ConfigError: a configuration that cannot be built.
+        """
+        file = SingleFile(path, encoder=encoder)
+        model = convert.load(cls, file, config=config, subfolder=subfolder, options=options)
+        return nn.Module.to(model, torch_dtype or common_dtype(model.parameters()))
 
     @classmethod
     def from_module(cls, module: nn.Module) -> AutoencoderKLTemporalDecoder:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -15,10 +16,10 @@ from temporal_vae.errors import CheckpointError, TemporalVaeError
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small model that ships with the package."""
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+UNSAFE = "pickle files can run code when they are loaded; convert the weights to safetensors"
+AGAIN = "save or download the model again"
 _WEIGHTS = "diffusion_pytorch_model"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_UNSAFE = "pickle files can run code when they are loaded; convert the weights to safetensors"
-_AGAIN = "save or download the model again"
 _NAMED = 3  # tensors that a message names before it only counts
 
 
@@ -55,14 +56,14 @@ def load_strictly(
             else "no such folder, and no model of the hub by that name"
         )
         remedy = "check name, subfolder, variant and connection"
-        raise CheckpointError(f"{source}: {fault} ({_one_line(error)}); {remedy}") from error
+        raise CheckpointError(f"{source}: {fault} ({one_line(error)}); {remedy}") from error
     shapes = [
         f"{name} is {list(found)} but the model has {list(own)}"
         for name, found, own in info["mismatched_keys"]
     ]
-    faults = _faults(("missing", info["missing_keys"]), ("not of this model", info["unexpected_keys"]))
+    faults = list_faults(("missing", info["missing_keys"]), ("not of this model", info["unexpected_keys"]))
     if shapes and not allow_mismatch:
-        faults.append(f"{len(shapes)} of another shape ({_first(shapes)})")
+        faults.append(f"{len(shapes)} of another shape ({first_names(shapes)})")
     if faults:
         raise CheckpointError(
             f"{source}: the weights do not fit the configuration: {'; '.join(faults)}; "
@@ -76,7 +77,7 @@ def share_parameters(source: nn.Module, target: nn.Module) -> None:
     parameters = dict(source.named_parameters())
     own = dict(target.named_parameters())
     layers = {name for name, layer in source.named_modules() if _replaced(layer, target, name)}
-    faults = _faults(
+    faults = list_faults(
         ("missing", [name for name in own if name not in parameters]),
         ("not of this model", [name for name in parameters if name not in own]),
         (
@@ -124,12 +125,12 @@ def _quiet() -> Iterator[None]:
 def _check_source(source: str | Path, options: dict[str, Any]) -> None:
     """Refuse what is no folder of whole safetensors files, before a model is built; a hub id passes."""
     if options.get("use_safetensors") is False:
-        raise CheckpointError(f"{source}: use_safetensors=False asks for a pickle file; {_UNSAFE}")
+        raise CheckpointError(f"{source}: use_safetensors=False asks for a pickle file; {UNSAFE}")
     path = Path(source)
     if path.is_dir():
         _check_folder(path / (options.get("subfolder") or ""), options.get("variant"))
-    elif path.suffix in _PICKLES and path.is_file():
-        raise CheckpointError(f"{path}: is a pickle file; {_UNSAFE}")
+    elif path.suffix in PICKLES and path.is_file():
+        raise CheckpointError(f"{path}: is a pickle file; {UNSAFE}")
     elif path.is_file():
         raise CheckpointError(f"{path}: is a file; pass the folder that holds config.json and the weights")
     elif path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
@@ -143,9 +144,9 @@ def _check_folder(folder: Path, variant: str | None) -> None:
     mark = f".{variant}" if variant else ""
     weights = f"{_WEIGHTS}{mark}.safetensors"
     indices = {f"{_WEIGHTS}.safetensors.index{mark}.json", f"{_WEIGHTS}.safetensors{mark}.index.json"}
-    pickles = sorted(name for name in files if name.endswith(_PICKLES))
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
     if pickles and not any(name.endswith(".safetensors") for name in files):
-        raise CheckpointError(f"{folder}: holds only {_first(pickles)}; {_UNSAFE}")
+        raise CheckpointError(f"{folder}: holds only {first_names(pickles)}; {UNSAFE}")
     for name in ("config.json", weights):
         if name not in files and not (name == weights and indices & files):
             # Callers of diffusers look for its words, which name the pickle file it tries last.
@@ -153,7 +154,7 @@ def _check_folder(folder: Path, variant: str | None) -> None:
                 f"{folder}: holds no {name} (Error no file named {_WEIGHTS}{mark}.bin found in directory {folder}); "
                 "pass the folder that save_pretrained wrote, and its variant"
             )
-    _read_object(folder / "config.json")
+    read_object(folder / "config.json")
     if indices & files:
         _check_shards(folder / min(indices & files))
     else:
@@ -162,57 +163,74 @@ def _check_folder(folder: Path, variant: str | None) -> None:
 
 def _check_shards(index: Path) -> None:
     try:
-        shards: dict[str, str] = _read_object(index)["weight_map"]
+        shards: dict[str, str] = read_object(index)["weight_map"]
         files = {index.parent / shard for shard in shards.values()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is no list of tensors and their files; {_AGAIN}") from error
+        raise CheckpointError(f"{index}: is no list of tensors and their files; {AGAIN}") from error
     absent = sorted(file.name for file in files if not file.is_file())
     if absent:
         raise CheckpointError(
-            f"{index}: lists {len(absent)} of {len(files)} files that are not there ({_first(absent)}); {_AGAIN}"
+            f"{index}: lists {len(absent)} of {len(files)} files that are not there ({first_names(absent)}); {AGAIN}"
         )
     found = {file.name: _tensor_names(file) for file in files}
     lacking = sorted(name for name, shard in shards.items() if name not in found[shard])
     if lacking:
         raise CheckpointError(
-            f"{index}: lists tensors that are not in their files ({_first(lacking)}); {_AGAIN}"
+            f"{index}: lists tensors that are not in their files ({first_names(lacking)}); {AGAIN}"
         )
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; raise `CheckpointError` for anything else."""
     try:
         content = json.loads(file.read_text())
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file}: is no JSON ({_one_line(error)}); {_AGAIN}") from error
+        raise CheckpointError(f"{file}: is no JSON ({one_line(error)}); {AGAIN}") from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{file}: holds a {type(content).__name__} where a JSON object belongs; {_AGAIN}"
+            f"{file}: holds a {type(content).__name__} where a JSON object belongs; {AGAIN}"
         )
     return content
 
 
 def _tensor_names(file: Path) -> set[str]:
+    return set(open_tensors(file).keys())
+
+
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype | None:
+    """Type of the first tensor in a model's folder, which is that of all; None where no file is named as it should."""
+    dots = 2 if variant else 1  # other variants may lie in the same folder
+    found = folder.glob(f"{_WEIGHTS}*.safetensors")
+    files = sorted(file for file in found if file.name.count(".") == dots and (variant or "") in file.name)
+    if not files:
+        return None
+    tensors = open_tensors(files[0])
+    return tensors.get_tensor(min(tensors.keys())).dtype
+
+
+def open_tensors(file: Path, framework: str = "pt") -> Any:
+    """Open a safetensors file, which reads its header alone; raise `CheckpointError` where it is damaged."""
     try:
-        with safe_open(
-            file, framework="pt"
-        ) as tensors:  # reads the header, which tells the length of the file
-            return set(tensors.keys())
+        return safe_open(file, framework=framework)  # the header tells the length of the file
     except (SafetensorError, OSError) as error:
         with file.open("rb") as head:
             pointer = head.read(24).startswith(b"version https://git-lfs")
         fault = (
-            "is a git-lfs pointer; run `git lfs pull`" if pointer else f"is damaged or incomplete; {_AGAIN}"
+            "is a git-lfs pointer; run `git lfs pull`" if pointer else f"is damaged or incomplete; {AGAIN}"
         )
-        raise CheckpointError(f"{file}: {fault} ({_one_line(error)})") from error
+        raise CheckpointError(f"{file}: {fault} ({one_line(error)})") from error
 
 
-def _faults(*kinds: tuple[str, Sequence[str]]) -> list[str]:
-    return [f"{len(names)} {kind} ({_first(sorted(names))})" for kind, names in kinds if names]
+def list_faults(*kinds: tuple[str, Sequence[str]]) -> list[str]:
+    """One phrase for each kind of tensors that there are: how many, and the names of a few."""
+    return [f"{len(names)} {kind} ({first_names(sorted(names))})" for kind, names in kinds if names]
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks and full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

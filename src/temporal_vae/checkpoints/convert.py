@@ -1,0 +1,217 @@
+"""Between original (sgm) checkpoints and this package's models, both ways, without changing a bit.
+
+An original first stage has no `quant_conv`: a model read from one gets the identity, and one with the identity is
+written without it. The conditioner of an original checkpoint keeps an encoder with `quant_conv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.utils import logging
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from temporal_vae.checkpoints.loading import first_names, one_line, read_object
+from temporal_vae.checkpoints.names import QUANT_CONV, sgm_name
+from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
+from temporal_vae.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+
+FIRST_STAGE = "first_stage_model."
+CONDITIONER = "conditioner.embedders.3.encoder."
+"""Where checkpoints of Stable Video Diffusion keep the image autoencoder of the conditioner."""
+
+SCALING_FACTOR = 0.18215
+"""Of Stable Diffusion 1.x and 2.x, and of Stable Video Diffusion; no file tells it."""
+
+_SAMPLE_SIZE = 768  # as the published configuration has it
+
+logger = logging.get_logger(__name__)
+
+
+def load(
+    model_class: type[AutoencoderKLTemporalDecoder],
+    file: SingleFile,
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    subfolder: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AutoencoderKLTemporalDecoder:
+    """Read a model from one safetensors file, with the types that its tensors have there; see `from_single_file`.
+
+    Args:
+        model_class: what to make.
+        file: the file.
+        config: folder, hub id or values that go before what the file tells.
+        subfolder: where in `config` the folder of the autoencoder is.
+        options: values of the configuration that go before all others.
+    """
+    if not file.temporal:
+        raise CheckpointError(
+            f"{file.path}: is an image autoencoder, without temporal layers; "
+            "`temporal-vae inflate` makes a temporal one of it"
+        )
+    found = {"scaling_factor": SCALING_FACTOR, "sample_size": _SAMPLE_SIZE, **file.config()}
+    if file.layout == "sgm":
+        check_layers(file.path, found["layers_per_block"])
+    beside = file.path.with_name("config.json")
+    if config is None and file.layout == "diffusers" and beside.is_file():
+        config = read_object(beside)
+    given = _configuration(model_class, config, subfolder)
+    with torch.device("meta"):
+        model = model_class.from_config({**found, **given, **(options or {})})
+    model.load_state_dict(_state(file, model), assign=True)
+    guard_encoder(model)
+    read: AutoencoderKLTemporalDecoder = model.eval()
+    return read
+
+
+def save_single_file(model: AutoencoderKLTemporalDecoder, path: str | Path, *, bare: bool = False) -> None:
+    """Write a model as an original (sgm) checkpoint.
+
+    Where `quant_conv` is not the identity, the file holds the encoder twice, as those of Stable Video Diffusion do:
+    with `quant_conv` in the conditioner, which is what is read back bit for bit, and in the first stage, which has no
+    place for it, with `quant_conv` folded into its last convolution. A decoder without encoder is written alone.
+
+    Args:
+        model: what to write.
+        path: file to write.
+        bare: write the first stage alone, without prefix; a `quant_conv` is then only folded, to rounding.
+
+    Raises:
+        InputError: a model of one residual block per level, which an original network cannot be, or one with
+            adapters.
+    """
+    state = _own_tensors(model)
+    levels = len(model.config.block_out_channels)
+    quant = {name: state.pop(name) for name in QUANT_CONV}
+    written = {sgm_name(name, levels): _as_original(name, tensor) for name, tensor in state.items()}
+    tensors: dict[str, Tensor] = {}
+    if lacks_encoder(model):
+        written = {name: tensor for name, tensor in written.items() if name.startswith("decoder.")}
+    elif not _is_identity(quant):
+        wrapped = {name: tensor for name, tensor in written.items() if name.startswith("encoder.")} | quant
+        if not bare:
+            tensors = {f"{CONDITIONER}{name}": tensor.clone() for name, tensor in wrapped.items()}
+        written |= _fold_after(written, "encoder.conv_out", quant)
+    tensors |= {f"{'' if bare else FIRST_STAGE}{name}": tensor for name, tensor in written.items()}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def check_layers(what: str | Path, layers: int, *, error: type[Exception] = CheckpointError) -> None:
+    """Refuse networks of one residual block per level, whose middle is another one in diffusers' class."""
+    if layers < 2:
+        raise error(
+            f"{what}: has layers_per_block={layers}; the middle of an image or an original decoder runs two blocks "
+            "and an attention, that of AutoencoderKLTemporalDecoder one block then, and nothing can stand for the "
+            "rest; use a model of at least 2"
+        )
+
+
+def identity(channels: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The `quant_conv` that does nothing."""
+    weight, bias = torch.eye(channels, dtype=dtype)[..., None, None], torch.zeros(channels, dtype=dtype)
+    return dict(zip(QUANT_CONV, (weight, bias), strict=True))
+
+
+def lacks_encoder(model: nn.Module) -> bool:
+    """Whether a model was read from a file without encoder: its encoder is NaN all over."""
+    weight = dict(model.named_parameters()).get("encoder.conv_in.weight")
+    return weight is not None and not weight.is_meta and bool(weight.isnan().all())
+
+
+def guard_encoder(model: nn.Module) -> None:
+    """Make an encoder without weights say so when it is used, until it is given some."""
+    if not lacks_encoder(model):
+        return
+
+    def refuse(encoder: nn.Module, _: Any) -> None:
+        if lacks_encoder(model):
+            raise CheckpointError(
+                "encode: the checkpoint of this model has no encoder; take that of another file: "
+                "vae.encoder, vae.quant_conv = other.encoder, other.quant_conv"
+            )
+        handle.remove()
+
+    handle = model.get_submodule("encoder").register_forward_pre_hook(refuse)
+
+
+def _configuration(
+    model_class: type[AutoencoderKLTemporalDecoder],
+    config: str | Path | Mapping[str, Any] | None,
+    subfolder: str | None,
+) -> dict[str, Any]:
+    if config is None:
+        return {}
+    values = config
+    if not isinstance(values, Mapping):
+        try:
+            values = dict(model_class.load_config(values, subfolder=subfolder))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"config {config}: no configuration there ({one_line(error)}); pass a folder that holds config.json"
+            ) from error
+    return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
+def _own_tensors(model: AutoencoderKLTemporalDecoder) -> dict[str, Tensor]:
+    """The tensors of a model that an original checkpoint can hold."""
+    name, layers = type(model).__name__, model.config.layers_per_block
+    check_layers(name, layers, error=InputError)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        strange = state.keys() ^ type(model).from_config(model.config).state_dict().keys()
+    if strange:
+        raise InputError(
+            f"{name}: {len(strange)} tensors are not those of its configuration ({first_names(sorted(strange))}); "
+            "unload adapters first"
+        )
+    return state
+
+
+def _state(file: SingleFile, model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a model: those of the file, an identity for `quant_conv`, and NaN where there is no encoder."""
+    wanted = dict(model.state_dict())
+    without_encoder = file.encoder_home is None
+    own_quant_conv = file.has(QUANT_CONV[0]) or (file.layout == "diffusers" and not without_encoder)
+    made = {
+        name: wanted.pop(name)
+        for name in list(wanted)
+        if (name in QUANT_CONV and not own_quant_conv) or (name.startswith("encoder.") and without_encoder)
+    }
+    state = file.read(wanted)
+    dtype = common_dtype(state.values())
+    if without_encoder:
+        logger.warning("%s: there is no encoder in it; the model decodes, and encode refuses", file.path)
+    state |= {name: torch.full(like.shape, torch.nan, dtype=dtype) for name, like in made.items()}
+    if not own_quant_conv:
+        state |= identity(len(made[QUANT_CONV[1]]), dtype)
+    return state
+
+
+def _fold_after(tensors: Mapping[str, Tensor], conv: str, last: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weight and bias of the convolution `conv` with the 1x1 convolution `last` after it, folded in float64."""
+    weight, bias = tensors[f"{conv}.weight"].double(), tensors[f"{conv}.bias"].double()
+    matrix, offset = (last[name].double() for name in QUANT_CONV)
+    matrix = matrix.flatten(1)
+    dtype = tensors[f"{conv}.weight"].dtype
+    return {
+        f"{conv}.weight": torch.einsum("oi,ichw->ochw", matrix, weight).to(dtype),
+        f"{conv}.bias": (matrix @ bias + offset).to(dtype),
+    }
+
+
+def _as_original(name: str, tensor: Tensor) -> Tensor:
+    """Attentions of original networks keep their matrices as 1x1 convolutions."""
+    return tensor[..., None, None] if ".attentions." in name and tensor.ndim == 2 else tensor
+
+
+def _is_identity(quant: Mapping[str, Tensor]) -> bool:
+    plain = identity(len(quant[QUANT_CONV[1]]), quant[QUANT_CONV[1]].dtype)
+    return all(torch.equal(quant[name].float(), plain[name].float()) for name in QUANT_CONV)

@@ -1,0 +1,55 @@
+"""Tensors of a safetensors file, read one by one: the file is not mapped, so that it may be larger than the memory.
+
+The format: eight bytes with the length of a JSON header, little-endian, the header, the bytes of the tensors.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from temporal_vae.checkpoints.loading import open_tensors
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types that tensors may have to be read, by the names of the format."""
+
+
+class LazyTensors:
+    """The tensors of a file.
+
+    Attributes:
+        names: of all tensors.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        open_tensors(
+            path, framework="np"
+        )  # checks the header; that of torch would map the file to be written to
+        self._path = path
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            self._header = json.loads(file.read(length))
+        self._header.pop("__metadata__", None)
+        self._start = 8 + length
+        self.names = frozenset(self._header)
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of a tensor."""
+        return list(self._header[name]["shape"])
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is of a type that can be read."""
+        return self._header[name]["dtype"] in DTYPES
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor."""
+        begin, end = self._header[name]["data_offsets"]
+        with self._path.open("rb") as file:
+            file.seek(self._start + begin)
+            data = bytearray(file.read(end - begin))
+        return torch.frombuffer(data, dtype=DTYPES[self._header[name]["dtype"]]).reshape(self.shape(name))

@@ -1,0 +1,213 @@
+"""A safetensors file that holds an autoencoder: where its parts are, what they are called, what network they make.
+
+The file may be a whole original checkpoint, an autoencoder alone under original names, or one under those of diffusers.
+Only the header is read until tensors are asked for, and then only those of the autoencoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from temporal_vae.checkpoints.lazy import LazyTensors
+from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, first_names, list_faults
+from temporal_vae.checkpoints.names import image_name, old_name, sgm_name
+from temporal_vae.checks import DOWN_BLOCK
+from temporal_vae.errors import CheckpointError
+
+EncoderHome = Literal["conditioner", "first_stage"]
+
+_ENCODER = ("encoder.", "quant_conv.")
+_HOMES = ("first_stage_model.", "vae.", "")
+_WRAPPED = re.compile(r"(conditioner\.embedders\.(\d+)\.encoder\.)encoder\.conv_in\.weight")
+_BLOCKS = {
+    "sgm": re.compile(r"decoder\.up\.(\d+)\.block\.(\d+)\.conv1\.weight"),
+    "diffusers": re.compile(
+        r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.(?:spatial_res_block\.)?conv1\.weight"
+    ),
+}
+_TEMPORAL = re.compile(r"decoder\..*(time_stack|time_mix_conv|temporal_res_block|time_conv_out)")
+
+
+class SingleFile:
+    """An autoencoder in a file.
+
+    The conditioner of a video model wraps an image autoencoder of its own, whose encoder and `quant_conv` are those of
+    the folders that diffusers publishes; the first stage has the temporal decoder, and sometimes an encoder without
+    `quant_conv`. Where both encoders are there, that of the conditioner is taken.
+
+    Args:
+        path: a safetensors file.
+        encoder: whose encoder to take, `conditioner` or `first_stage`; None takes what is there.
+
+    Attributes:
+        layout: whose names the tensors have, `sgm` or `diffusers`.
+        decoder_home, encoder_home: prefix of the names of either part; no encoder is None.
+        temporal: whether the decoder has temporal layers.
+        ignored: how many tensors of the file `read` left there.
+
+    Raises:
+        CheckpointError: no such file, a pickle, a damaged file, or none with a decoder in it.
+    """
+
+    def __init__(self, path: str | Path, *, encoder: EncoderHome | None = None) -> None:
+        self.path = Path(path)
+        _check_file(self.path)
+        self._tensors = LazyTensors(self.path)
+        self._names = self._tensors.names
+        homes = [home for home in _HOMES if f"{home}decoder.conv_in.weight" in self._names]
+        if not homes:
+            raise CheckpointError(
+                f"{self.path}: holds no autoencoder: no decoder.conv_in.weight, bare or under "
+                f"{' or '.join(filter(None, _HOMES))}; pass a file with one in it"
+            )
+        self.decoder_home = homes[0]
+        self.encoder_home = self._find_encoder(encoder)
+        bare = [name.removeprefix(homes[0]) for name in self._names if name.startswith(homes[0])]
+        old = f"{homes[0]}decoder.up.0.block.0.conv1.weight" in self._names
+        self.layout: Literal["sgm", "diffusers"] = "sgm" if old else "diffusers"
+        self.temporal = any(_TEMPORAL.match(name) for name in bare)
+        self._widths, self._layers = self._find_levels(bare)
+        self.ignored = 0
+
+    def has(self, name: str) -> bool:
+        """Whether the network's tensor `name` is in the file."""
+        home = self.encoder_home if name.startswith(_ENCODER) else self.decoder_home
+        return home is not None and self._key(name) in self._names
+
+    def config(self) -> dict[str, Any]:
+        """What shapes tell of the network, as keyword arguments of the model."""
+        return {
+            "in_channels": 3 if self.encoder_home is None else self._shape("encoder.conv_in.weight")[1],
+            "out_channels": self._shape("decoder.conv_out.weight")[0],
+            "down_block_types": (DOWN_BLOCK,) * len(self._widths),
+            "block_out_channels": tuple(self._widths),
+            "layers_per_block": self._layers,
+            "latent_channels": self._shape("decoder.conv_in.weight")[1],
+        }
+
+    def read(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read the tensors of a network, under its own names.
+
+        Args:
+            wanted: the network's tensors, of which only the shapes are used.
+
+        Raises:
+            CheckpointError: tensors that are missing, unknown, of another shape or of a type that is not computed in.
+        """
+        keys = {name: self._key(name) for name in wanted}
+        found = {name: key for name, key in keys.items() if key in self._names}
+        shapes = {name: self._tensors.shape(key) for name, key in found.items()}
+        self.ignored = len(self._names) - len(found)
+        faults = list_faults(
+            ("missing", [key for name, key in keys.items() if name not in found]),
+            ("not of this model", self._unknown(set(keys.values()))),
+            (
+                "of another shape",
+                [
+                    f"{keys[name]} is {shapes[name]} but the model has {list(like.shape)}"
+                    for name, like in wanted.items()
+                    if name in shapes and shapes[name] not in _fitting(like)
+                ],
+            ),
+            ("no floats", [key for key in found.values() if not self._tensors.is_float(key)]),
+        )
+        if faults:
+            raise CheckpointError(
+                f"{self.path}: its tensors do not make a model: {'; '.join(faults)}; "
+                "pass the configuration that belongs to it, or download the file again"
+            )
+        return {name: self._tensors.read(key).reshape(wanted[name].shape) for name, key in keys.items()}
+
+    def _find_encoder(self, asked: EncoderHome | None) -> str | None:
+        wrapped = sorted((int(m[2]), m[1]) for m in map(_WRAPPED.fullmatch, self._names) if m)
+        own = f"{self.decoder_home}encoder.conv_in.weight" in self._names
+        homes = {
+            "conditioner": wrapped[0][1] if wrapped else None,
+            "first_stage": self.decoder_home if own else None,
+        }
+        if asked is not None and homes[asked] is None:
+            there = [name for name, home in homes.items() if home is not None]
+            raise CheckpointError(
+                f"{self.path}: there is no encoder in the {asked}; there is {' and '.join(there) or 'none at all'}"
+            )
+        return homes[asked] if asked else homes["conditioner"] or homes["first_stage"]
+
+    def _find_levels(self, names: Iterable[str]) -> tuple[list[int], int]:
+        """Width of each level from the full picture on, and residual blocks of the encoder's levels."""
+        blocks = {
+            (int(match[1]), int(match[2])): name
+            for name in names
+            if (match := _BLOCKS[self.layout].fullmatch(name))
+        }
+        levels = 1 + max((level for level, _ in blocks), default=-1)
+        absent = [str(level) for level in range(levels) if (level, 0) not in blocks]
+        if not levels or absent:
+            raise CheckpointError(
+                f"{self.path}: its decoder lacks {'level ' + first_names(absent) if absent else 'all levels'}; {AGAIN}"
+            )
+        widths = [self._shape(blocks[level, 0])[0] for level in range(levels)]
+        layers = max(block for _, block in blocks)
+        return (widths if self.layout == "sgm" else widths[::-1]), layers
+
+    def _shape(self, name: str) -> list[int]:
+        home = self.encoder_home if name.startswith("encoder.") else self.decoder_home
+        if f"{home}{name}" not in self._names:
+            raise CheckpointError(f"{self.path}: lacks {home}{name}; {AGAIN}")
+        return self._tensors.shape(f"{home}{name}")
+
+    def _key(self, name: str) -> str:
+        """Name in the file of the network's tensor `name`."""
+        home = self.encoder_home if name.startswith(_ENCODER) else self.decoder_home
+        if self.layout == "sgm":
+            return f"{home}{sgm_name(name, len(self._widths))}"
+        name = name if self.temporal else image_name(name)
+        return old if (old := f"{home}{old_name(name)}") in self._names else f"{home}{name}"
+
+    def _unknown(self, known: set[str]) -> list[str]:
+        """Tensors beside those of the autoencoder, where nothing else belongs."""
+        spare: dict[str, tuple[str, ...]] = {self.decoder_home: ("loss.",)}  # left from training
+        if self.encoder_home is not None and self.encoder_home != self.decoder_home:
+            spare[self.decoder_home] = (
+                "loss.",
+                "encoder.",
+                "quant_conv.",
+            )  # of the encoder that was not chosen
+            spare[self.encoder_home] = (
+                "loss.",
+                "decoder.",
+                "post_quant_conv.",
+            )  # of what the conditioner wraps
+        return [
+            name
+            for name in self._names - known
+            for home, parts in spare.items()
+            if name.startswith(home) and not name.startswith(tuple(home + part for part in parts))
+        ]
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no safetensors file before it is opened."""
+    if path.suffix.lower() in PICKLES:
+        raise CheckpointError(f"{path}: is a pickle file; {UNSAFE}")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; load it with from_pretrained")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; pass a safetensors file on this machine")
+
+
+def _fitting(like: Tensor) -> tuple[list[int], list[int]]:
+    """Shapes that a tensor may have in the file: original attentions keep their matrices as 1x1 convolutions."""
+    shape = list(like.shape)
+    return shape, [*shape, 1, 1] if like.ndim == 2 else shape
+
+
+def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type of all tensors; float32 where they differ."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32

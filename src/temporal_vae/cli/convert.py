@@ -1,0 +1,205 @@
+"""`temporal-vae convert` and `inflate`: other checkpoints to models of this package, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from temporal_vae.cli.console import print_json, print_table
+from temporal_vae.cli.models import DTYPES
+from temporal_vae.cli.options import json_option
+from temporal_vae.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.checkpoints.single_file import EncoderHome
+
+_OUR_FILES = {"config.json", "README.md", ".gitattributes"}
+
+dtype_option = click.option(
+    "--dtype", type=click.Choice(DTYPES), help="To store weights in. Default: as they are."
+)
+subfolder_option = click.option(
+    "--subfolder", help="Folder of the autoencoder inside IN, where IN is a folder, such as vae."
+)
+variant_option = click.option(
+    "--variant", help="Of the weights in IN, where IN is a folder that holds several, such as fp16."
+)
+scaling_option = click.option(
+    "--scaling-factor", type=float, help="To note in config.json. Default: that of IN, 0.18215 for a file."
+)
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@subfolder_option
+@variant_option
+@click.option(
+    "--encoder",
+    type=click.Choice(("conditioner", "first_stage")),
+    help="Which one to take from an original checkpoint that holds two. Default: that of the conditioner.",
+)
+@click.option("--bare", is_flag=True, help="Write an original file of the first stage alone, without prefix.")
+@dtype_option
+@scaling_option
+@json_option
+def convert(
+    source: str,
+    target: str,
+    subfolder: str | None,
+    variant: str | None,
+    encoder: EncoderHome | None,
+    bare: bool,
+    dtype: str | None,
+    scaling_factor: float | None,
+    as_json: bool,
+) -> None:
+    """Convert the checkpoint IN, an original one (svd_xt.safetensors) or a folder, to OUT.
+
+    A name that ends in .safetensors makes OUT an original checkpoint, any other one a folder with config.json and
+    weights for this package and diffusers.
+    """
+    _check_target(target)
+    if bare and Path(target).suffix != ".safetensors":
+        raise click.UsageError("--bare is for an OUT that ends in .safetensors")
+    vae, found = _load(source, subfolder, variant, encoder, scaling_factor)
+    _write(vae, target, dtype, bare=bare)
+    _report(target, {"source": source, "target": target, **found, **_describe(vae)}, as_json)
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@subfolder_option
+@variant_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random temporal convolutions.")
+@click.option(
+    "--shift-latents",
+    is_flag=True,
+    help="Move the latents, so that frames are those of the image decoder at their border, too.",
+)
+@dtype_option
+@scaling_option
+@json_option
+def inflate(source: str, target: str, dtype: str | None, as_json: bool, **options: Any) -> None:
+    """Make a temporal autoencoder of the image autoencoder IN, to be trained, and write it to OUT as `convert` does.
+
+    IN is a folder of a diffusers AutoencoderKL, its Hugging Face id, or an original (LDM) .safetensors file. Until
+    it is trained, the temporal autoencoder decodes each frame as the image autoencoder does.
+    """
+    from temporal_vae.checkpoints.inflate import inflate as make
+
+    _check_target(target)
+    made = make(source, **options)
+    _write(made.vae, target, dtype)
+    found = {"border_difference": made.difference, "latent_shift": list(made.latent_shift)}
+    _report(target, {"source": source, "target": target, **found, **_describe(made.vae)}, as_json)
+
+
+def _load(
+    source: str,
+    subfolder: str | None,
+    variant: str | None,
+    encoder: EncoderHome | None,
+    scaling_factor: float | None,
+) -> tuple[AutoencoderKLTemporalDecoder, dict[str, Any]]:
+    """The model in a file or a folder, and what is to be said of where it was."""
+    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.checkpoints import convert
+    from temporal_vae.checkpoints.loading import stored_dtype
+    from temporal_vae.checkpoints.single_file import SingleFile
+
+    options = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
+    folder = Path(source) / (subfolder or "")
+    if folder.is_dir():
+        if encoder is not None:
+            raise click.UsageError("--encoder is for an IN that is an original checkpoint")
+        _check_kind(folder / "config.json")
+        dtype = stored_dtype(folder, variant)
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(
+            source, subfolder=subfolder, variant=variant, torch_dtype=dtype, **options
+        )
+        return vae, {"layout": "diffusers", "ignored_tensors": 0}
+    file = SingleFile(source, encoder=encoder)
+    vae = convert.load(AutoencoderKLTemporalDecoder, file, options=options)
+    return vae, {
+        "layout": file.layout,
+        "decoder_from": file.decoder_home,
+        "encoder_from": file.encoder_home,
+        "quant_conv": file.has("quant_conv.weight"),
+        "ignored_tensors": file.ignored,
+    }
+
+
+def _check_kind(config: Path) -> None:
+    from temporal_vae.checkpoints.loading import read_object
+
+    if config.is_file() and read_object(config).get("_class_name") == "AutoencoderKL":
+        raise CheckpointError(
+            f"{config.parent}: is an image autoencoder; `temporal-vae inflate` makes a temporal one of it"
+        )
+
+
+def _describe(vae: AutoencoderKLTemporalDecoder) -> dict[str, Any]:
+    from temporal_vae.checkpoints.convert import lacks_encoder
+
+    config = vae.config
+    return {
+        "levels": len(config.block_out_channels),
+        "block_out_channels": list(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "scaling_factor": config.scaling_factor,
+        "dtype": str(vae.dtype).removeprefix("torch."),
+        "encoder": not lacks_encoder(vae),
+    }
+
+
+def _check_target(target: str) -> None:
+    """Refuse a folder that holds more than a model: it would be replaced as a whole."""
+    folder = Path(target)
+    others = [
+        file.name
+        for file in sorted(folder.iterdir() if folder.is_dir() else ())
+        if file.name not in _OUR_FILES and not file.name.endswith((".safetensors", ".safetensors.index.json"))
+    ]
+    if others:
+        raise InputError(
+            f"{target}: is a folder that holds {others[0]}; name a folder of its own for the model"
+        )
+
+
+def _write(vae: AutoencoderKLTemporalDecoder, target: str, dtype: str | None, *, bare: bool = False) -> None:
+    """Write a model as what the name of the target says; it appears there when it is complete."""
+    import torch
+
+    from temporal_vae.checkpoints.convert import save_single_file
+    from temporal_vae.video.outputs import complete_or_nothing
+
+    if dtype is not None:
+        torch.nn.Module.to(vae, getattr(torch, dtype))
+    with complete_or_nothing(target) as unfinished:
+        if unfinished.suffix == ".safetensors":
+            save_single_file(vae, unfinished, bare=bare)
+        else:
+            vae.save_pretrained(unfinished)
+
+
+def _report(target: str, fields: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(fields)
+    else:
+        print_table(
+            target, ["", ""], [[name.replace("_", " "), _text(value)] for name, value in fields.items()]
+        )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(f"{item:.4g}" for item in value) or "none"
+    return "none" if value is None else str(value) or "(no prefix)"
