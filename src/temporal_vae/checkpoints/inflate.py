@@ -23,6 +23,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.convert import SCALING_FACTOR, check_layers, identity
@@ -136,7 +137,9 @@ def _read(source: AutoencoderKL | str | Path, subfolder: str | None, variant: st
     if (folder / "config.json").is_file():
         kind = read_object(folder / "config.json").get("_class_name", AutoencoderKL.__name__)
         if kind != AutoencoderKL.__name__:
-            raise CheckpointError(f"{folder}: is a {kind}; only an AutoencoderKL can be inflated")
+            raise CheckpointError(
+                f"{folder}: holds a model of class {kind}; only AutoencoderKL can be inflated"
+            )
     options = {"subfolder": subfolder, "variant": variant, "torch_dtype": stored_dtype(folder, variant)}
     module, _ = load_strictly(AutoencoderKL.from_pretrained, source, options)
     return _from_module(module, str(source))
@@ -261,7 +264,7 @@ def _shift(vae: AutoencoderKLTemporalDecoder, post: nn.Conv2d, name: str) -> tup
 def _fold(vae: AutoencoderKLTemporalDecoder, post: nn.Conv2d) -> float:
     """Fold `post_quant_conv` into `conv_in`; returns the largest difference that its bias makes to frames."""
     conv = vae.decoder.conv_in
-    folded = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)
+    folded: nn.Conv2d = skip_init(nn.Conv2d, conv.in_channels, conv.out_channels, 3, padding=1)
     weight = conv.weight.double()
     folded.weight.copy_(torch.einsum("ochw,ci->oihw", weight, post.weight.flatten(1)))
     _bias(folded).copy_(_bias(conv) + torch.einsum("ochw,c->o", weight, _bias(post)))
@@ -286,7 +289,7 @@ def _float64(post: Mapping[str, Tensor] | None) -> nn.Conv2d | None:
     if post is None:
         return None
     weight, bias = (post[name] for name in POST_QUANT_CONV)
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, dtype=torch.float64)
+    layer: nn.Conv2d = skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1, dtype=torch.float64)
     layer.weight.copy_(weight)
     _bias(layer).copy_(bias)
     return layer
