@@ -7,11 +7,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from oracle import Theirs, config, randomise
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from temporal_vae import cli
 
+FIRST = "first_stage_model."
+WRAPPED = "conditioner.embedders.3.encoder."
 WIDTHS = (32, 64, 96)
 OPTIONS = {"block_out_channels": WIDTHS, "layers_per_block": 2}
 
@@ -125,8 +127,8 @@ def whole_checkpoint(model: Theirs, path: Path, *, number: int = 3) -> dict[str,
     """A video model: its first stage, an image autoencoder inside the conditioner, and what else there is."""
     wrapped = f"conditioner.embedders.{number}.encoder."
     tensors = {
-        **original(model, "decoder.", home="first_stage_model."),
-        **original(temporal_model(seed=7), "encoder.", home="first_stage_model."),
+        **original(model, "decoder.", home=FIRST),
+        **original(temporal_model(seed=7), "encoder.", home=FIRST),
         **original(model, "encoder.", "quant_conv.", home=wrapped),
         **original(image_model(seed=8), "decoder.", "post_quant_conv.", home=wrapped, temporal=False),
         "conditioner.embedders.0.open_clip.model.visual.conv1.weight": torch.ones(2, 3),
@@ -134,6 +136,14 @@ def whole_checkpoint(model: Theirs, path: Path, *, number: int = 3) -> dict[str,
     }
     save_file(tensors, path)
     return tensors
+
+
+def changed(path, change):
+    """Apply `change` to the tensors of a file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    return path
 
 
 def run(*words: object) -> int:

@@ -48,6 +48,10 @@ _KEPT = (
     "force_upcast",
 )
 _DROPPED = ("shift_factor", "latents_mean", "latents_std")
+_BORDER = (
+    "%s: post_quant_conv has a bias, which the padding of the decoder does not see: frames differ from those of the "
+    "image decoder by up to %.2g, most of all at their border; shift_latents makes them equal"
+)
 _LARGEST_CONDITION = 1e4  # of a post_quant_conv whose inverse is taken
 _MEASURED = 16  # height and width of the latents that the border is measured with
 
@@ -114,12 +118,7 @@ def inflate(
     shift = _shift(vae, post, image.name) if shift_latents and post is not None else ()
     difference = _fold(vae, post) if post is not None else 0.0
     if difference:
-        logger.warning(
-            "%s: post_quant_conv has a bias, which the padding of the decoder does not see: frames differ from those "
-            "of the image decoder by up to %.2g, most of all at their border; shift_latents makes them equal",
-            image.name,
-            difference,
-        )
+        logger.warning(_BORDER, image.name, difference)
     dtype = common_dtype(image.state.values())
     return Inflated(vae=nn.Module.to(vae, dtype).eval(), difference=difference, latent_shift=shift)
 

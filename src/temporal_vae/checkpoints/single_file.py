@@ -173,16 +173,12 @@ class SingleFile:
         """Tensors beside those of the autoencoder, where nothing else belongs."""
         spare: dict[str, tuple[str, ...]] = {self.decoder_home: ("loss.",)}  # left from training
         if self.encoder_home is not None and self.encoder_home != self.decoder_home:
-            spare[self.decoder_home] = (
-                "loss.",
-                "encoder.",
-                "quant_conv.",
-            )  # of the encoder that was not chosen
+            spare[self.decoder_home] += _ENCODER  # the encoder that was not chosen
             spare[self.encoder_home] = (
                 "loss.",
                 "decoder.",
                 "post_quant_conv.",
-            )  # of what the conditioner wraps
+            )  # the rest of what is wrapped
         return [
             name
             for name in self._names - known
