@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -44,7 +45,8 @@ def train(
         return
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG': name a YAML file, or ask for --defaults.")
-    more = (f"output={output}",) if output else ()
+    quoted = json.dumps(str(output), ensure_ascii=False)  # a folder called 2024 or `null` is text too
+    more = (f"output={quoted}",) if output else ()
     settings = read_config(config, (*values, *more))
     if show:
         click.echo(to_yaml(settings), nl=False)

@@ -8,35 +8,44 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from temporal_vae.errors import ConfigError
+from temporal_vae.training.mistakes import explain, explain_yaml
+from temporal_vae.training.overrides import override
+from temporal_vae.training.values import (
+    FILLED,
+    Chance,
+    Count,
+    Memory,
+    Number,
+    Penalty,
+    Positive,
+    Real,
+    Share,
+    Size,
+    Text,
+    Weight,
+)
 
-Count = Annotated[int, Field(ge=1)]
-Number = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Penalty = Literal["l1", "l2", "charbonnier"]
-
-_STRICT = ConfigDict(extra="forbid", strict=False)
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network to begin anew; the values are those of `AutoencoderKLTemporalDecoder`."""
+    """A network to begin anew; the names are those of `AutoencoderKLTemporalDecoder`."""
 
     __pydantic_config__ = _STRICT
 
-    block_out_channels: tuple[Count, ...] = (96, 96, 96)
-    layers_per_block: Count = 1
-    latent_channels: Count = 8
+    block_out_channels: Annotated[tuple[Count, ...], FILLED] = (96, 96, 96)
+    """Channels on each level, multiples of 32; every level but the first halves height and width."""
+    layers_per_block: Count = 1  # residual blocks on each level
+    latent_channels: Count = 8  # numbers in each place of a latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +54,12 @@ class LinearStart:
 
     __pydantic_config__ = _STRICT
 
-    crops: Count = 1024
+    crops: Count = 1024  # of the run's data, which it learns from
     size: Count = 48  # height and width of a crop, in pixels
-    batch: Count = 8
-    steps: Count = 4000
-    learning_rate: Positive = 3e-3
-    logvar: float = -8.0  # of the posterior: noise of 0.018 on latents of unit deviation
+    batch: Count = 8  # crops of a step
+    steps: Count = 4000  # until it is planted
+    learning_rate: Positive = 3e-3  # the highest, of a schedule that rises and falls
+    logvar: Real = -8.0  # of the posterior: noise of 0.018 on latents of unit deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +68,12 @@ class Model:
 
     __pydantic_config__ = _STRICT
 
-    start: str | None = "embedded"  # `embedded`, a folder, a hub id, or an original .safetensors file
-    subfolder: str | None = None
+    start: Text | None = "embedded"  # `embedded`, a folder, a hub id, or an original .safetensors file
+    subfolder: str | None = None  # of `start`, where the model lies
     new: Architecture | None = None  # in place of `start`
     linear_start: LinearStart | None = None  # of a new network
-    keep_constants: bool = (
-        False  # of a network that once had a linear start: true without saying where it has one now
-    )
+    # Of a network that once had a linear start; one that has it now does so without saying.
+    keep_constants: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ class Source:
 
     __pydantic_config__ = _STRICT
 
-    path: str | None = None
+    path: Text | None = None
     """A file, a folder, a glob, a manifest (.csv, .jsonl), or `package:NAME/FILE`, a file that an installed package
     carries. `$VARIABLES` are expanded."""
     scenes: Number = 0  # in place of `path`: how many different ones
@@ -89,11 +97,11 @@ class Augmentation:
 
     __pydantic_config__ = _STRICT
 
-    flip: Share = 0.5  # left and right
-    reverse: Share = 0.0  # in time
-    zoom: Share = 0.0  # a window up to 1.6 times as large, scaled down, changing slowly over the clip
-    pan: Share = 0.0  # a window that moves over the frames; still pictures always do
-    color: Share = 0.0  # saturation, channel order and gains changed: colours that footage lacks
+    flip: Chance = 0.5  # left and right
+    reverse: Chance = 0.0  # in time
+    zoom: Chance = 0.0  # a window up to 1.6 times as large, scaled down, changing slowly over the clip
+    pan: Chance = 0.0  # a window that moves over the frames; still pictures always do
+    color: Chance = 0.0  # saturation, channel order and gains changed: colours that footage lacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +110,12 @@ class Data:
 
     __pydantic_config__ = _STRICT
 
-    sources: tuple[Source, ...] = ()
-    rates: tuple[
-        Positive, ...
-    ] = ()  # frames per second to read at, one drawn for each clip; none: the file's
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    sources: tuple[Source, ...] = ()  # what to learn from
+    # Frames per second to read at, one drawn for each clip; none: the file's.
+    rates: tuple[Positive, ...] = ()
+    augmentation: Augmentation = field(default_factory=Augmentation)  # what may happen to a clip
     workers: Number = 1  # processes that read clips; 0 reads in the main one
-    cache: str = "1GiB"  # decoded videos that each worker keeps
+    cache: Memory = "1GiB"  # decoded videos that each worker keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +125,13 @@ class Batch:
     __pydantic_config__ = _STRICT
 
     frames: Count = 8  # of one process, in clips of one length
-    lengths: tuple[Count, ...] = (1, 2, 4, 8)  # of a clip, each a divisor of `frames`
-    size: Count | tuple[Count, Count] = 64  # of a crop in pixels: a square, or height and width
-    area: Count | None = (
-        None  # in place of crops: whole frames of about so many pixels, in buckets of one aspect
-    )
+    # Of a clip, each a divisor of `frames`.
+    lengths: Annotated[tuple[Count, ...], FILLED] = (1, 2, 4, 8)
+    size: Size = 64  # of a crop in pixels: a square, or height and width
+    # In place of crops: whole frames of about so many pixels, in buckets of one aspect.
+    area: Count | None = None
     weight: Positive = 1.0  # odds of a step to use it
-    first_step: Number = 0
+    first_step: Number = 0  # steps before do not use it
     last_step: Count | None = None  # steps from here on do not use it
 
 
@@ -134,15 +141,13 @@ class Losses:
 
     __pydantic_config__ = _STRICT
 
-    l1: Weight = 0.0
-    l2: Weight = 0.0
-    charbonnier: Weight = 1.0
-    charbonnier_scale: Positive = (
-        0.05  # errors below it count squared, above it absolutely; frames are in [-1, 1]
-    )
-    ms_ssim: Weight = 0.0
+    l1: Weight = 0.0  # absolute errors of pixels
+    l2: Weight = 0.0  # squared errors of pixels
+    charbonnier: Weight = 1.0  # squared where they are small, absolute where they are large
+    charbonnier_scale: Positive = 0.05  # the error at which it changes over; frames are in [-1, 1]
+    ms_ssim: Weight = 0.0  # structure, on several scales
     motion: Weight = 0.5  # on differences of neighbouring frames: flicker
-    motion_penalty: Penalty = "charbonnier"
+    motion_penalty: Penalty = "charbonnier"  # how they count: l1, l2 or charbonnier
     lpips: Weight = 0.0  # needs the package lpips
     kl: Weight = 1e-6  # per latent number
 
@@ -153,13 +158,13 @@ class Adversary:
 
     __pydantic_config__ = _STRICT
 
-    kind: Literal["2d", "3d"] = "3d"
-    weight: Positive = 0.1
+    kind: Literal["2d", "3d"] = "3d"  # judges frames, or clips
+    weight: Positive = 0.1  # of its loss
     adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer
     first_step: Number = 0  # steps before it have no adversary
-    width: Count = 64
-    layers: Count = 3
-    learning_rate: Positive = 1e-4
+    width: Count = 64  # channels of its first layer
+    layers: Count = 3  # of it that halve height and width
+    learning_rate: Positive = 1e-4  # of its own optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +173,12 @@ class Optimizer:
 
     __pydantic_config__ = _STRICT
 
-    learning_rate: Positive = 1e-4
-    final_learning_rate: Weight = 1e-5
+    learning_rate: Positive = 1e-4  # after the warm-up
+    final_learning_rate: Weight = 1e-5  # at the last step
     warm_up: Number = 100  # steps
     decay: Number | None = None  # steps at the end over which the rate falls; none: all after the warm-up
-    betas: tuple[Share, Share] = (0.9, 0.99)
-    weight_decay: Weight = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.99)  # of the averages of gradients and of their squares
+    weight_decay: Weight = 0.0  # of AdamW
     gradient_norm: Positive = 1.0  # larger gradients are scaled down to it
     accumulate: Count = 1  # batches per step
 
@@ -207,25 +212,25 @@ class TrainConfig:
 
     __pydantic_config__ = _STRICT
 
-    output: str = "runs/train"
-    model: Model = field(default_factory=Model)
-    train: str = "full"
+    output: Text = "runs/train"  # folder of the run
+    model: Model = field(default_factory=Model)  # where the weights begin
+    train: Text = "full"
     """What learns: `full`, `decoder` (the encoder stays), `temporal` (temporal blocks, `mix_factor`, `time_conv_out`),
     or a regular expression over parameter names."""
-    steps: Count = 1000
-    data: Data = field(default_factory=Data)
-    batches: tuple[Batch, ...] = (Batch(),)
-    losses: Losses = field(default_factory=Losses)
-    adversary: Adversary | None = None
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    steps: Count = 1000  # of the optimizer, over all sittings
+    data: Data = field(default_factory=Data)  # where clips come from
+    batches: Annotated[tuple[Batch, ...], FILLED] = (Batch(),)  # makes of batches
+    losses: Losses = field(default_factory=Losses)  # their weights
+    adversary: Adversary | None = None  # a discriminator; none: no adversarial loss
+    optimizer: Optimizer = field(default_factory=Optimizer)  # and its schedule
     ema: Share = 0.999  # of the averaged weights, which are validated and shipped; 0 is no averaging
     sample_posterior: bool = True  # decode a sample rather than the mean
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    gradient_checkpointing: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: Number = 0
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    validation: Validation = field(default_factory=Validation)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the work; weights are float32
+    gradient_checkpointing: bool = False  # less memory, a third more work
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    seed: Number = 0  # of weights, batches and noise
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)  # when, and how many
+    validation: Validation = field(default_factory=Validation)  # on what, and when
 
     def __post_init__(self) -> None:
         problem = _contradiction(self)
@@ -254,18 +259,20 @@ def read_config(file: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: no such file, no YAML, unknown names, values of another type or out of range.
     """
     try:
-        values = yaml.safe_load(Path(file).read_text())
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise ConfigError(f"{file}: cannot be read ({reason}); name a YAML file") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: is no YAML ({' '.join(str(error).split())}); mend it") from error
+        raise ConfigError(f"{file}: is no YAML ({explain_yaml(error)}); mend it") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: holds a {type(values).__name__} where names and values belong")
+        raise ConfigError(
+            f"{file}: holds a {type(values).__name__} where names with values belong, such as steps: 1000"
+        )
     for text in overrides:
-        _override(values, text)
+        override(values, text)
     return make_config(values, str(file))
 
 
@@ -274,14 +281,7 @@ def make_config(values: dict[str, Any], name: str = "configuration") -> TrainCon
     try:
         return TypeAdapter(TrainConfig).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
-        reason = str(first["msg"]).removeprefix("Value error, ")
-        value = f"={first['input']!r}" if where and isinstance(first["input"], (str, int, float)) else ""
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(
-            f"{name}: {where}{value}: {_explain(first['type'], reason, first['loc'])}{more}"
-        ) from error
+        raise ConfigError(f"{name}: {explain(error, TrainConfig)}") from error
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -296,110 +296,79 @@ def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
     return [name for name in names if first.get(name) != second.get(name) and name not in FREE]
 
 
-def _contradiction(config: TrainConfig) -> str | None:
-    """What two values of a configuration say that cannot both be, in a sentence."""
-    if config.model.new is not None and config.model.start not in (None, "embedded"):
-        return f"model.start={config.model.start!r} and model.new exclude each other; give one"
-    if config.model.new is None and config.model.start is None:
-        return "model: give start (weights to go on from) or new (a network to begin)"
-    if config.model.linear_start is not None and config.model.new is None:
-        return "model.linear_start is for a new network; give model.new too"
-    for source in (*config.data.sources, *config.validation.sources):
-        if (source.path is None) == (source.scenes == 0):
-            return "sources: each has either a path or a number of scenes"
-    for batch in config.batches:
-        for length in batch.lengths:
-            if batch.frames % length:
-                return (
-                    f"batches: clips of {length} frames do not make batches of {batch.frames}; use divisors"
-                )
-    if not config.batches or not all(
-        any(_used(batch, step) for batch in config.batches) for step in _edges(config)
-    ):
-        return "batches: some steps have none; let first_step and last_step leave no gap"
-    if config.train not in MODES:
-        try:
-            re.compile(config.train)
-        except re.error as error:
-            return f"train={config.train!r}: neither {', '.join(MODES)} nor a regular expression ({error})"
-    return None
-
-
-MODES = ("full", "decoder", "temporal")
-
-
-def _edges(config: TrainConfig) -> list[int]:
-    """The steps at which the set of batch makes can change."""
-    steps = {
-        0,
-        *(batch.first_step for batch in config.batches),
-        *(batch.last_step or 0 for batch in config.batches),
-    }
-    return [step for step in steps if step < config.steps]
-
-
-def _used(batch: Batch, step: int) -> bool:
-    return batch.first_step <= step and (batch.last_step is None or step < batch.last_step)
-
-
 def batches_of(config: TrainConfig, step: int) -> list[Batch]:
     """The makes that step number `step` may use."""
     return [batch for batch in config.batches if _used(batch, step)]
 
 
-def _override(values: dict[str, Any], text: str) -> None:
-    name, mark, value = text.partition("=")
-    if not mark or not name:
-        raise ConfigError(f"{text!r}: write NAME=VALUE, such as optimizer.learning_rate=1e-4")
-    *path, leaf = name.split(".")
-    node: Any = values
-    for part in path:
-        node = (
-            node.get(part)
-            if isinstance(node, dict) and node.get(part) is not None
-            else _grow(node, part, text)
+def _contradiction(config: TrainConfig) -> str | None:
+    """What two values of a configuration say that cannot both be, in a sentence."""
+    lists = {"data": config.data.sources, "validation": config.validation.sources}
+    for name, sources in lists.items():
+        for number, source in enumerate(sources):
+            if (source.path is None) == (source.scenes == 0):
+                return f"{name}.sources.{number}: give either a path or a number of scenes"
+    losses = config.losses
+    if not any((losses.l1, losses.l2, losses.charbonnier, losses.ms_ssim, losses.motion, losses.lpips)):
+        return "losses: nothing compares a result with its source; let one besides kl be above 0"
+    if config.train not in MODES:
+        try:
+            re.compile(config.train)
+        except re.error as error:
+            return f"train={config.train!r}: neither {', '.join(MODES)} nor a regular expression ({error})"
+    return _contradiction_of_model(config.model) or _contradiction_of_batches(config)
+
+
+MODES = ("full", "decoder", "temporal")
+
+
+def _contradiction_of_model(model: Model) -> str | None:
+    if model.new is not None and model.start not in (None, "embedded"):
+        return f"model.start={model.start!r} and model.new exclude each other; give one"
+    if model.new is None and model.start is None:
+        return "model: give start (weights to go on from) or new (a network to begin)"
+    if model.linear_start is None:
+        return None
+    if model.new is None:
+        return "model.linear_start is for a new network; give model.new too"
+    widths = model.new.block_out_channels
+    if len({*widths}) > 1 or widths[0] < 96 or model.new.latent_channels > 32:
+        return (
+            "model.linear_start needs a model.new of the same width on every level, at least 96, and with at most 32 "
+            "latent channels"
         )
-    if not isinstance(node, dict):
-        raise ConfigError(f"{text!r}: {'.'.join(path)} is a list; give it in the file")
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r}: {value!r} is no value ({' '.join(str(error).split())})") from error
+    factor = 2 ** (len(widths) - 1)
+    if model.linear_start.size % factor:
+        return f"model.linear_start.size={model.linear_start.size}: must be a multiple of {factor}, the levels halve it"
+    return None
 
 
-def _grow(node: Any, part: str, text: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        raise ConfigError(f"{text!r}: {part} lies within a list or a value; give it in the file")
-    node[part] = {}
-    child: dict[str, Any] = node[part]
-    return child
+def _contradiction_of_batches(config: TrainConfig) -> str | None:
+    for number, batch in enumerate(config.batches):
+        for length in batch.lengths:
+            if batch.frames % length:
+                return (
+                    f"batches.{number}: clips of {length} frames do not make batches of {batch.frames}; "
+                    "let lengths be divisors of frames"
+                )
+        if batch.last_step is not None and batch.last_step <= batch.first_step:
+            return f"batches.{number}: last_step={batch.last_step} is not after first_step={batch.first_step}"
+    for step in _edges(config):
+        if not batches_of(config, step):
+            return f"batches: there is none for step {step}; let first_step and last_step leave no gap"
+    return None
 
 
-def _is_branch(part: int | str) -> bool:
-    """Whether a part of an error's location names an alternative of a type and not a place in the file."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool"))
+def _edges(config: TrainConfig) -> list[int]:
+    """The steps at which the set of batch makes can change."""
+    changes = {0}
+    for batch in config.batches:
+        changes |= {batch.first_step, batch.last_step or 0}
+    return sorted(step for step in changes if step < config.steps)
 
 
-def _explain(kind: str, reason: str, location: Sequence[int | str]) -> str:
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        tree = (
-            TrainConfig,
-            Model,
-            Architecture,
-            LinearStart,
-            Data,
-            Source,
-            Augmentation,
-            Batch,
-            Losses,
-            Adversary,
-        )
-        kinds = (*tree, Optimizer, Checkpoints, Validation)
-        names = {item.name for kind_ in kinds for item in fields(kind_)}
-        close = get_close_matches(str(location[-1]), names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"unknown name; {hint}`temporal-vae train --defaults` shows all there are"
-    return reason[:1].lower() + reason[1:]
+def _used(batch: Batch, step: int) -> bool:
+    return batch.first_step <= step and (batch.last_step is None or step < batch.last_step)
 
 
 def _plain(value: Any) -> Any:
