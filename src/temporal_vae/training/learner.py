@@ -136,7 +136,13 @@ class Learner:
         """Gradients of one batch; None if a loss is not finite in any process."""
         accelerator, config = self._accelerator, self._config
         frames = to_device(batch, accelerator.device)
-        noise = self._noise(frames, part) if config.sample_posterior else None
+        seed = np.random.SeedSequence(
+            (config.seed, 2, self.state.counters.step, part, accelerator.process_index)
+        )
+        torch.manual_seed(
+            int(seed.generate_state(1)[0])
+        )  # all that is random in a step depends on its number alone
+        noise = self._noise(frames) if config.sample_posterior else None
         with self._gradients_shared(self._module, last):
             with self._precision():
                 output, mean, logvar = self._module(frames, batch.length, noise)
@@ -185,13 +191,11 @@ class Learner:
             self._scaler.scale(loss * share).backward()
         return loss
 
-    def _noise(self, frames: Tensor, part: int) -> Tensor:
-        """Standard normal noise of the shape of the latents: that of this step, batch and process."""
-        vae, step = self.state.vae, self.state.counters.step
-        seed = np.random.SeedSequence((self._config.seed, 2, step, part, self._accelerator.process_index))
-        generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+    def _noise(self, frames: Tensor) -> Tensor:
+        """Standard normal noise of the shape of the latents, drawn on the CPU whatever the device."""
+        vae = self.state.vae
         size = [side // vae.spatial_factor for side in frames.shape[-2:]]
-        noise = torch.randn(len(frames), vae.config.latent_channels, *size, generator=generator)
+        noise = torch.randn(len(frames), vae.config.latent_channels, *size)
         return noise.to(frames.device)
 
     def _precision(self) -> AbstractContextManager[object]:

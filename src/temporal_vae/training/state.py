@@ -1,7 +1,9 @@
 """All that changes while a run trains, and its checkpoints: folders that are complete or not there.
 
-OUTPUT/checkpoints/step-00000200/state.safetensors    weights, averages, optimizers, random state; counters as JSON
-OUTPUT/checkpoints/step-00000200/model/               the averaged weights, as `from_pretrained` takes them
+    OUTPUT/checkpoints/step-00000200/state.safetensors    weights, averages, optimizers; counters as JSON
+    OUTPUT/checkpoints/step-00000200/model/               the averaged weights, as `from_pretrained` takes them
+
+Random numbers need no place in it: every step seeds its own from its number.
 """
 
 from __future__ import annotations
@@ -133,7 +135,6 @@ def restore(state: State, folder: Path) -> None:
             _load(state.discriminator, "discriminator", state.discriminator_optimizer, found)
         for name, value in state.averaged.items():
             value.copy_(found[f"averaged.{name}"])
-        torch.set_rng_state(found["random"])
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
@@ -164,7 +165,6 @@ def _tensors(state: State) -> Iterator[tuple[str, Tensor]]:
         yield from _of_module(state.discriminator, "discriminator", state.discriminator_optimizer)
     for name, value in state.averaged.items():
         yield f"averaged.{name}", value
-    yield "random", torch.get_rng_state()
 
 
 def _of_module(

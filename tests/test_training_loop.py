@@ -1,0 +1,345 @@
+"""Training runs: interrupted, killed, resumed, in several processes, with losses that are not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from refusals import refused
+from safetensors.torch import load_file
+
+from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.cli import commands
+from temporal_vae.errors import CheckpointError, ConfigError, TrainingError
+from temporal_vae.training import learner, loop, state
+from temporal_vae.training.config import TrainConfig, make_config
+
+TINY: dict[str, Any] = {
+    "model": {"new": {"block_out_channels": [64, 64], "latent_channels": 4}, "start": None},
+    "steps": 6,
+    "data": {"sources": [{"scenes": 2, "sides": [48]}], "workers": 0, "augmentation": {"reverse": 0.5}},
+    "batches": [{"frames": 4, "lengths": [1, 2], "size": 16}],
+    "optimizer": {"learning_rate": 1e-3, "warm_up": 2},
+    "ema": 0.9,
+    "checkpoints": {"every": 2},
+}
+
+
+def tiny(output: Path, **values: Any) -> TrainConfig:
+    """The smallest run; values replace whole branches."""
+    return make_config({**TINY, "output": str(output), **values})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    assert loop.train(tiny(output), quiet=True).finished
+    return output
+
+
+def test_what_a_run_leaves(whole: Path) -> None:
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["checkpoints", "config.yaml", "model", "report.json", "tensorboard"]
+    assert [step for step, _ in state.checkpoints(whole)] == [4, 6]
+    report = json.loads((whole / "report.json").read_text())
+    assert report["steps"] == 6
+    assert report["frames"] == 24
+    assert report["bad_steps"] == 0
+    assert any((whole / "tensorboard").iterdir())
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(whole / "model")
+    assert vae.config.scaling_factor != 0.18215  # measured, as the network is new
+    of_checkpoint = AutoencoderKLTemporalDecoder.from_pretrained(state.checkpoints(whole)[-1][1] / "model")
+    assert_same(vae.state_dict(), of_checkpoint.state_dict())
+
+
+def test_another_run_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    loop.train(tiny(tmp_path), quiet=True)
+    assert_same(weights(whole), weights(tmp_path))
+
+
+def test_other_seeds_end_elsewhere(whole: Path, tmp_path: Path) -> None:
+    loop.train(tiny(tmp_path, seed=1), quiet=True)
+    name = "decoder.conv_in.weight"
+    assert not torch.equal(weights(whole)[name], weights(tmp_path)[name])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_after_its_step(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    step = learner.Learner.step
+
+    def and_signal(self: learner.Learner, drawn: Any) -> Any:
+        if self.state.counters.step == 2:
+            os.kill(os.getpid(), number)
+        return step(self, drawn)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(learner.Learner, "step", and_signal)
+    outcome = loop.train(tiny(tmp_path), quiet=True)
+    assert (outcome.finished, outcome.signal) == (False, number)
+    assert signal.getsignal(number) is before
+    assert state.checkpoints(tmp_path)[-1][0] == 3
+    assert not (tmp_path / "model").exists()
+    monkeypatch.undo()
+    assert loop.train(tiny(tmp_path), quiet=True).finished
+    assert_same(weights(whole), weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"adversary": {"width": 8, "layers": 1, "first_step": 3}},
+        {"adversary": {"width": 8, "layers": 1, "kind": "2d", "adaptive": False}},
+        {"precision": "bfloat16", "gradient_checkpointing": True},
+        {"precision": "float16"},
+        {"optimizer": {"accumulate": 2, "weight_decay": 0.1}, "ema": 0},
+        {"train": "temporal", "model": {"start": "embedded"}, "sample_posterior": False},
+        {"losses": {"charbonnier": 0, "l1": 1, "l2": 1, "ms_ssim": 0.1, "motion_penalty": "l1"}},
+        {"data": {"sources": [{"scenes": 2}], "workers": 1}},
+        {"validation": {"sources": [{"scenes": 1}], "size": 32, "every": 2, "frames": 2}},
+    ],
+    ids=["3d", "2d", "bfloat16", "float16", "accumulate", "temporal", "losses", "workers", "validation"],
+)
+def test_every_kind_of_run_resumes_to_the_same_bits(tmp_path: Path, values: dict[str, Any]) -> None:
+    """The state of a run is complete: 2 + 2 steps are 4 steps, in weights and in everything a checkpoint holds."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    values = {**values, "optimizer": {"decay": 0, "warm_up": 2, **values.get("optimizer", {})}}
+    loop.train(tiny(once, **values, steps=4), quiet=True)
+    loop.train(tiny(twice, **values, steps=2), quiet=True)
+    outcome = loop.train(tiny(twice, **values, steps=4), quiet=True)
+    assert outcome.report["steps"] == 4
+    assert_same(weights(once), weights(twice))
+    states = [load_file(state.checkpoints(output)[-1][1] / state.STATE) for output in (once, twice)]
+    assert_same(*states)
+    begin = load_file(state.checkpoints(twice)[0][1] / state.STATE)
+    changed = {name for name, value in begin.items() if not torch.equal(value, states[0][name])}
+    assert any(name.startswith("vae.decoder") for name in changed)
+
+
+def test_what_does_not_learn_stays(tmp_path: Path) -> None:
+    embedded = AutoencoderKLTemporalDecoder.from_embedded().state_dict()
+    loop.train(tiny(tmp_path, model={}, train="temporal", steps=2), quiet=True)
+    trained = weights(tmp_path)
+    changed = {name for name, value in embedded.items() if not torch.equal(value, trained[name])}
+    assert changed
+    assert all("temporal_res_block" in n or "time_mixer" in n or "time_conv_out" in n for n in changed)
+
+
+def test_losses_fall(tmp_path: Path) -> None:
+    seen: list[float] = []
+    step = learner.Learner.step
+
+    def remember(self: learner.Learner, drawn: Any) -> Any:
+        values = step(self, drawn)
+        seen.append(values["loss"])
+        return values
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.Learner, "step", remember)
+        values = {
+            "model": {"new": {"block_out_channels": [64], "latent_channels": 4}},
+            "optimizer": {"learning_rate": 2e-3, "warm_up": 5},
+            "checkpoints": {"every": 1000},
+        }
+        loop.train(tiny(tmp_path, steps=60, **values), quiet=True)
+    assert sum(seen[-10:]) < 0.85 * sum(seen[:10])
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+    """Make the losses of some steps not finite."""
+    learn = learner.Objective.__call__
+    count = iter(range(1000))
+
+    def call(self: Any, *args: Any) -> Any:
+        terms = learn(self, *args)
+        return {name: term * value for name, term in terms.items()} if next(count) in steps else terms
+
+    monkeypatch.setattr(learner.Objective, "__call__", call)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    poison(monkeypatch, {1, 3}, value)
+    outcome = loop.train(tiny(tmp_path), quiet=True)
+    assert outcome.report["bad_steps"] == 2
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_too_many_of_them_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, set(range(3, 100)), float("nan"))
+    config = tiny(tmp_path, steps=50, checkpoints={"every": 2, "bad_steps": 4})
+    refused(
+        TrainingError,
+        lambda: loop.train(config, quiet=True),
+        "4 steps in a row",
+        "go on from the last checkpoint",
+    )
+    last = state.checkpoints(tmp_path)[-1][1]
+    tensors = load_file(last / state.STATE)
+    assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
+    monkeypatch.undo()
+    config = tiny(tmp_path, steps=8, checkpoints={"every": 2, "bad_steps": 4})
+    assert loop.train(config, quiet=True).finished
+
+
+def test_a_folder_of_another_run_is_refused(whole: Path) -> None:
+    refused(
+        ConfigError,
+        lambda: loop.train(tiny(whole, seed=5), quiet=True),
+        "another seed",
+        "choose another output",
+    )
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    loop.train(tiny(tmp_path, steps=2), quiet=True)
+    (state.checkpoints(tmp_path)[-1][1] / state.STATE).write_bytes(b"damaged")
+    refused(
+        CheckpointError,
+        lambda: loop.train(tiny(tmp_path), quiet=True),
+        "cannot be resumed from",
+        "remove that folder",
+    )
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([10.0, 30.0, 20.0, 20.0, 20.0])
+    monkeypatch.setattr("temporal_vae.training.validation.mean_psnr", lambda _: next(figures))
+    monkeypatch.setattr("temporal_vae.training.watch.mean_psnr", lambda _: 0.0)
+    validation = {"sources": [{"scenes": 1}], "size": 32, "every": 1, "frames": 2}
+    loop.train(tiny(tmp_path, validation=validation, steps=4, checkpoints={"keep": 1}), quiet=True)
+    assert [step for step, _ in state.checkpoints(tmp_path)] == [1, 4]
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir())[-1] == "step-00000004.png"
+
+
+def test_no_cuda(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    refused(
+        ConfigError,
+        lambda: loop.train(tiny(tmp_path, device="cuda"), quiet=True),
+        "device='cuda'",
+        "use auto or cpu",
+    )
+
+
+# Processes
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def write_config(output: Path, **values: Any) -> Path:
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump({**TINY, "output": str(output), **values}))
+    return file
+
+
+def command(config: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "temporal_vae", "train", str(config), *more]
+
+
+def kill_at(run: list[str], output: Path, step: int, delay: float) -> None:
+    """Start a run, and SIGKILL it `delay` seconds after its checkpoint of `step` is there."""
+    process = subprocess.Popen(run, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not any(found >= step for found, _ in state.checkpoints(output)):
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+
+
+def killed_and_resumed(tmp_path: Path, kills: list[tuple[int, float]]) -> None:
+    values = {"steps": 60, "checkpoints": {"every": 1}}
+    output = tmp_path / "killed"
+    config = write_config(output, **values)
+    for step, delay in kills:
+        kill_at(command(config, "--quiet"), output, step, delay)
+    killed_at = state.checkpoints(output)[-1][0]
+    assert killed_at < 60
+    subprocess.run(command(config, "--quiet"), env=ENVIRONMENT, check=True)
+    whole = write_config(tmp_path / "whole", **values)
+    subprocess.run(command(whole, "--quiet"), env=ENVIRONMENT, check=True)
+    assert_same(weights(tmp_path / "whole"), weights(output))
+    assert not list((output / "checkpoints").glob(".*"))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    killed_and_resumed(tmp_path, [(3, 0.05)])
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    killed_and_resumed(
+        tmp_path, [(step, delay / 100) for step, delay in zip(range(1, 41, 4), range(10), strict=True)]
+    )
+
+
+def test_ctrl_c_of_the_command(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = write_config(output, steps=100_000, checkpoints={"every": 100_000})
+    process = subprocess.Popen(
+        command(config), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not list((output / "tensorboard").glob("*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert len(state.checkpoints(output)) == 1
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """Both work, agree, validate, and resume to the same bits."""
+    validation = {"sources": [{"scenes": 3}], "size": 32, "every": 4, "frames": 2}
+    values = {"steps": 4, "validation": validation, "device": "cpu", "adversary": {"width": 8, "layers": 1}}
+    values["optimizer"] = {"decay": 0, "accumulate": 2}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "temporal_vae", "train"]
+    outputs = [tmp_path / "once", tmp_path / "twice"]
+    configs = [write_config(output, **values) for output in outputs]
+    for config, more in ((configs[0], []), (configs[1], ["steps=2"]), (configs[1], [])):
+        done = subprocess.run(
+            [sys.executable, *launch, str(config), *more], env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((outputs[0] / "report.json").read_text())
+    assert report["frames"] == 4 * 4 * 2 * 2  # steps, frames, batches, processes
+    assert len(report["validation"]) == 3
+    assert_same(weights(outputs[0]), weights(outputs[1]))
+
+
+def test_the_command_reports(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run", steps=1)
+    result = CliRunner().invoke(commands, ["train", str(config), "--json", "seed=3"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["steps"] == 1
+    assert report["config"]["seed"] == 3
