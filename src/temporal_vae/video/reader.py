@@ -26,6 +26,10 @@ Source = ContainerSource | ImageSource | ImageSeries
 Size = int | tuple[int, int | None]
 
 
+class PastEnd(MediaError):
+    """A video that is over before the time at which reading was to start."""
+
+
 class VideoReader:
     """Reads a video as a stream: only the frames in hand are in memory. A context manager; each iteration starts over.
 
@@ -144,7 +148,7 @@ class VideoReader:
             yield self._resize(render()), timestamp
             count += 1
         if not count:
-            raise MediaError(
+            raise PastEnd(
                 f"{file_name(self.info.path)}: no frame at or after {float(self._start)} s; choose an earlier start"
             )
 
