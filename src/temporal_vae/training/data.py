@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from temporal_vae.amounts import parse_memory
 from temporal_vae.errors import ConfigError, MediaError
 from temporal_vae.training.config import Batch, Source, TrainConfig, batches_of
-from temporal_vae.training.footage import SCENE_SIDE, Library, Unfit
+from temporal_vae.training.footage import SCENE_SIDE, Damaged, Library, Unfit
 from temporal_vae.training.sources import Item, items_of
 from temporal_vae.training.windows import cover, vary, window
 from temporal_vae.video.frames import Frames
 
 _ATTEMPTS = 2000  # items drawn for one clip before giving up
+_DAMAGED = 20  # draws that reading something damaged counts for: it takes as long as reading a clip
 _BUCKETS = 8  # buckets drawn for one batch before giving up
 _MULTIPLE = 16  # sides of whole frames are multiples of it, so that few sizes occur
 _PROBES = 8  # files opened at a time
@@ -167,7 +168,9 @@ class Clips(Dataset[Drawn]):
         """Draw until something can be read and is long and large enough."""
         how, rates = self._config.data.augmentation, self._config.data.rates
         size, odds = bucket.size, _odds([pool.weight for pool in bucket.pools])
-        for _ in range(_ATTEMPTS):
+        patience = _ATTEMPTS
+        while patience > 0:
+            patience -= 1
             pool = bucket.pools[_draw(rng, odds)]
             item = pool.items[_draw(rng, pool.odds)]
             sides = pool.source.sides
@@ -181,11 +184,12 @@ class Clips(Dataset[Drawn]):
                 continue
             except (MediaError, OSError) as error:
                 faults[item.name] = _line(error)
+                patience -= _DAMAGED if isinstance(error, Damaged) else 0
                 continue
             return vary(clip, rng, how)
         raise MediaError(
-            f"data.sources: in {_ATTEMPTS} tries nothing had {length} frames of {size[1]}x{size[0]} pixels that can be "
-            f"read; give other sources, shorter clips or smaller windows{_first(faults.values())}"
+            f"data.sources: many tries gave no {length} frames of {size[1]}x{size[0]} pixels that can be read; "
+            f"give other sources, shorter clips or smaller windows{_first(faults.values())}"
         )
 
     def _measure(self) -> list[Measured]:
@@ -254,7 +258,7 @@ def load(clips: Clips, *, first: int, workers: int, device: torch.device) -> Ite
         sampler=range(first, len(clips)),
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_signals,
         **more,
     )
     return iter(loader)
@@ -266,9 +270,10 @@ def to_device(drawn: Drawn, device: torch.device) -> Tensor:
     return frames.float(memory_format=torch.contiguous_format) / 127.5 - 1
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal, to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which may reach every process of a run, to the main one; it ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _sides(batch: Batch) -> tuple[int, int]:

@@ -32,6 +32,10 @@ class Unfit(Exception):
     """An item that is whole but too short or too small for what is asked: another one is drawn."""
 
 
+class Damaged(MediaError):
+    """A file that opens, and is not intact where it was read: found out anew each time, as other stretches may be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Held:
     """A decoded item: frames `(t, h, w, 3)` and their times in seconds."""
@@ -99,7 +103,7 @@ class Library:
             least: height and width below which frames are of no use.
 
         Raises:
-            MediaError: a file that is missing, or damaged within the stretch.
+            MediaError: a file that cannot be opened, or is `Damaged` within the stretch.
             Unfit: too few frames, or smaller ones than `least`.
         """
         if item.path is None:
@@ -135,6 +139,8 @@ class Library:
                     return [picture for picture, _ in reader]
             except PastEnd:
                 return []
+            except MediaError as error:
+                raise Damaged(str(error)) from error
         begin = bisect_left(held.times, first - _ROUNDING)
         stream: Iterable[tuple[Fraction, Frames]] = zip(held.times[begin:], held.frames[begin:], strict=True)
         if rate is not None:
