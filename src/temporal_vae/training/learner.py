@@ -45,9 +45,6 @@ class Learner:
         self._config, self._accelerator = config, accelerator
         device = accelerator.device
         vae.train().to(device)
-        for module in vae.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.model.linear_start is not None or config.model.keep_constants:
             keep_constants(vae)
         if config.gradient_checkpointing:

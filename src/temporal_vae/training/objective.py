@@ -36,9 +36,11 @@ class Autoencoding(nn.Module):
             length: t.
             noise: standard normal, of the shape of the latents; None decodes the mean.
         """
-        mean, logvar = self._moments(_wanting_gradients(frames) if self.encoder_learns else frames)
-        latents = _wanting_gradients(mean if noise is None else mean + noise * torch.exp(logvar / 2))
-        return self.vae.decoder(latents, length).float(), mean, logvar
+        mean, logvar = self._moments(frames)
+        latents = mean if noise is None else mean + noise * torch.exp(logvar / 2)
+        # Not channels-last, as the engine leaves them: on a CPU that slows the backward down 2.5 times, and torch 2.13
+        # crashes in the backward of a norm that learns where its channels-last input does not.
+        return self.vae.decoder(latents.contiguous(), length).float(), mean, logvar
 
     def _moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         if self.encoder_learns:
@@ -49,15 +51,6 @@ class Autoencoding(nn.Module):
                 moments = self.vae.encode(frames).latent_dist.parameters
         mean, logvar = moments.float().chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
-
-
-def _wanting_gradients(x: Tensor) -> Tensor:
-    """`x`, with gradients also where nothing before it learns.
-
-    torch 2.13 on a CPU crashes in the backward of a GroupNorm whose weights learn while its channels-last input wants
-    no gradient: that of the first temporal block where only temporal blocks learn.
-    """
-    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 class Objective:
