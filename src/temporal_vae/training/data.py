@@ -267,7 +267,7 @@ def load(clips: Clips, *, first: int, workers: int, device: torch.device) -> Ite
 def to_device(drawn: Drawn, device: torch.device) -> Tensor:
     """Frames of a batch as the model takes them: float32 `(b*t, 3, h, w)` in [-1, 1], contiguous."""
     frames = drawn.frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return frames.float(memory_format=torch.contiguous_format) / 127.5 - 1
+    return frames.contiguous().float() / 127.5 - 1
 
 
 def _ignore_signals(worker: int) -> None:
