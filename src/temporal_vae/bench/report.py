@@ -27,13 +27,14 @@ _COLUMNS = (
     "median s",
     "spread",
     "ours is",
+    "frames/s",
     "GFLOP/s",
     "of conv",
     "peak MiB",
     "error",
     "first s",
 )
-_WIDTH = 104  # where the table goes to a file
+_WIDTH = 114  # where the table goes to a file
 
 
 def describe(race: Race) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def _describe_row(row: Row, race: Race, ours: list[float] | None) -> dict[str, A
         "ours_is_faster_by": {"median": median(ratios), "least": min(ratios), "most": max(ratios)}
         if ratios
         else None,
+        "frames_per_second": race.task.case.frames / middle,
         "gflop_per_second": rate,
         "share_of_ceiling": None
         if rate is None
@@ -109,6 +111,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['median_seconds']:.3f}",
         f"{row['spread']:.0%}",
         f"{faster['median']:.2f}x" if faster and row["name"] != OURS else "",
+        f"{row['frames_per_second']:.2f}",
         "" if rate is None else f"{rate:.0f}",
         "" if share is None else f"{share['conv']:.0%}",
         f"{row['peak_mib']:.0f}",

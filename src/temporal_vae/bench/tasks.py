@@ -7,7 +7,10 @@ from typing import Any
 
 from temporal_vae.errors import InputError
 
-JOBS = ("decode", "encode", "train", "train-checkpointed")
+JOBS = ("decode", "encode", "train", "train-temporal", "train-checkpointed")
+"""The last three are steps of training: of everything, of the temporal layers alone (without gradients of the encoder),
+and of everything with gradient checkpointing."""
+
 DTYPES = ("float32", "bfloat16")
 
 PUBLISHED = "published"

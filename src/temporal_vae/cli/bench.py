@@ -16,6 +16,7 @@ from temporal_vae.engine.plan import cores
 from temporal_vae.errors import InputError, TemporalVaeError
 
 _CASES = ("8x256x256", "14x320x512")
+_TRAINING_CASES = ("2x128x128",)  # a step of training holds every activation
 
 
 class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
@@ -32,9 +33,20 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic only since
 
 
 @click.command()
-@click.option("--job", "jobs", type=click.Choice(JOBS), multiple=True, help="Default: decode and encode.")
 @click.option(
-    "--case", "cases", type=CaseType(), multiple=True, metavar="TxHxW", help=f"Default: {_CASES[0]}."
+    "--job",
+    "jobs",
+    type=click.Choice(JOBS),
+    multiple=True,
+    help="Default: decode, encode, train and train-temporal.",
+)
+@click.option(
+    "--case",
+    "cases",
+    type=CaseType(),
+    multiple=True,
+    metavar="TxHxW",
+    help=f"Default: {_CASES[0]}; {_TRAINING_CASES[0]} to train.",
 )
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Default: float32.")
 @click.option("--full", is_flag=True, help=f"Both {' and '.join(_CASES)}, in both types.")
@@ -81,8 +93,8 @@ def bench(
             threads=threads or cores(),
             memory_limit=memory_limit,
         )
-        for case in cases or [Case.parse(text) for text in _CASES[: 2 if full else 1]]
-        for job in jobs or JOBS[:2]
+        for job in jobs or JOBS[:4]
+        for case in cases or _cases(job, full)
         for dtype in dtypes or DTYPES[: 2 if full else 1]
     ]
     races = _run(tasks, contestants, rounds, output, as_json)
@@ -94,6 +106,12 @@ def bench(
     ]
     if refused:
         raise TemporalVaeError(f"temporal-vae has no times for {'; '.join(refused)}")
+
+
+def _cases(job: str, full: bool) -> list[Case]:
+    """The clips of a job for which none are named."""
+    texts = _TRAINING_CASES if job.startswith("train") else _CASES[: 2 if full else 1]
+    return [Case.parse(text) for text in texts]
 
 
 def _run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +216,8 @@ class _Run:
 
         It is what latents are multiplied with so that a diffusion model sees unit deviation.
         """
-        clips = Clips(replace(self._config, seed=self._config.seed + 1), multiple=model.spatial_factor)
-        frames = (to_device(clips[number], model.device) for number in range(min(_SCALE_BATCHES, len(clips))))
+        drawn = (self._clips[number] for number in range(min(_SCALE_BATCHES, len(self._clips))))
+        frames = (to_device(each, model.device) for each in drawn if not each.failure)
         latents = [model.encode(x).latent_dist.mean.flatten() for x in frames]
         return float(f"{1 / torch.cat(latents).std().item():.4g}")
 

@@ -69,7 +69,13 @@ def _beginning(item: Item, config: Validation) -> Frames:
     scale = 1.0 if config.size is None else min(1.0, config.size / min(width, height))
     size = round(width * scale), round(height * scale)
     with VideoReader(item.path, start=item.start, frames=config.frames, size=size) as reader:
-        return np.stack([frame for frame, _ in islice(reader, config.frames)])
+        pictures = islice(reader, config.frames)
+        frames = [frame for frame, time in pictures if item.end is None or time < item.end]
+    if not frames:
+        raise MediaError(
+            f"{item.name}: no frame between {item.start} and {item.end} s; choose another stretch"
+        )
+    return np.stack(frames)
 
 
 def reconstruct(
