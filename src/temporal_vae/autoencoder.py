@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from temporal_vae.amounts import parse_memory
-from temporal_vae.checkpoints import convert, loading
+from temporal_vae.checkpoints import convert, hub, loading
 from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
 from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
 from temporal_vae.engine import gate, run
@@ -453,6 +454,8 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """Save `config.json` and safetensors weights in a folder, as `diffusers.ModelMixin.save_pretrained` does.
 
         `safe_serialization=False` asks for a pickle file; it is answered with safetensors and a warning.
+        `push_to_hub=True` uploads the folder with the card that lies in it, by `checkpoints.hub.push`, which takes
+        `repo_id` (by default the folder's name) and the other keyword arguments of `push_to_hub`.
         """
         if not safe_serialization:
             logger.warning("%s: saved as safetensors; this package writes no pickle files", save_directory)
@@ -462,9 +465,60 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             save_function=save_function,
             variant=variant,
             max_shard_size=max_shard_size,
-            push_to_hub=push_to_hub,
-            **kwargs,
+            **({} if push_to_hub else kwargs),
         )
+        if push_to_hub and is_main_process:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            message = kwargs.pop("commit_message", None)
+            hub.push(self, save_directory, repo_id, message=message, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with a card.
+
+        A model in memory may have changed since it was loaded, so the card it was loaded with is not taken: pass the
+        text of a `card`, or `checkpoints.card.default_card` is written where the repository has none.
+
+        Args:
+            repo_id: `name` or `owner/name`; made if it is missing.
+            commit_message: of the commit.
+            private: whether a new repository is private; None is the owner's default.
+            token: of the hub; by default the one that `hf auth login` stored or `HF_TOKEN` holds.
+            create_pr: open a pull request instead of committing.
+            safe_serialization: False is answered as in `save_pretrained`.
+            variant: of the name of the weights, as in `save_pretrained`.
+            subfolder: where in the repository the model goes.
+            card: a text in Markdown, with front matter.
+
+        Returns:
+            The commit; as a string, its address.
+
+        Raises:
+            CheckpointError: no such name, no token, no connection, or a refusal of the hub.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return hub.push(
+                self,
+                folder,
+                repo_id,
+                card=card,
+                message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
 
     @classmethod
     def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKLTemporalDecoder:

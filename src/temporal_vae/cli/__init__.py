@@ -10,8 +10,10 @@ import click
 from temporal_vae import __version__
 from temporal_vae.cli.bench import bench
 from temporal_vae.cli.convert import convert, inflate
+from temporal_vae.cli.export import export
 from temporal_vae.cli.info import info
 from temporal_vae.cli.plan import plan
+from temporal_vae.cli.push import push
 from temporal_vae.cli.train import train
 from temporal_vae.cli.video import decode, encode, reconstruct
 from temporal_vae.errors import TemporalVaeError
@@ -25,7 +27,7 @@ def commands() -> None:
     """Video to latents and back, with the autoencoder of Stable Video Diffusion."""
 
 
-for command in (encode, decode, reconstruct, convert, inflate, info, plan, bench, train):
+for command in (encode, decode, reconstruct, convert, inflate, export, push, info, plan, bench, train):
     commands.add_command(command)
 
 
