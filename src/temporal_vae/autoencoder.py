@@ -7,8 +7,6 @@ weights, same calls, same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,15 +22,13 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from temporal_vae.amounts import parse_memory
-from temporal_vae.checkpoints import convert, hub, loading
-from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
+from temporal_vae.checkpoints.stored import Stored
 from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
 from temporal_vae.engine import gate, run
 from temporal_vae.engine.budget import MIB, Network
 from temporal_vae.engine.memory import free_memory
 from temporal_vae.engine.plan import Plan, plan_decode, plan_encode
 from temporal_vae.engine.progress import counter
-from temporal_vae.errors import ConfigError, InputError
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
 from temporal_vae.streams import stream
@@ -43,7 +39,7 @@ LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "fr
 logger = logging.get_logger(__name__)
 
 
-class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
+class AutoencoderKLTemporalDecoder(Stored):
     """The video autoencoder of Stable Video Diffusion.
 
     A 2D image encoder, a diagonal Gaussian posterior, and a decoder with temporal residual blocks and a final
@@ -414,195 +410,6 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         if fused:
             self.fuse_qkv_projections()
         return result
-
-    # Other ways to get a model
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load a model from a folder or from a repository of the Hugging Face hub, strictly.
-
-        Args:
-            pretrained_model_name_or_path: a folder with `config.json` and safetensors weights, or a hub id.
-            **kwargs: those of `diffusers.ModelMixin.from_pretrained`: `subfolder`, `variant`, `torch_dtype`,
-                `low_cpu_mem_usage`, `device_map`, `revision`, `token`, `cache_dir`, `local_files_only`, ...
-
-        Returns:
-            The model in eval mode; with `output_loading_info=True` the pair of model and loading report.
-
-        Raises:
-            CheckpointError: nothing found, only pickle files, a damaged file, or tensors that are missing, extra
-                or of another shape.
-            ConfigError: a configuration that cannot be built.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        load = super().from_pretrained
-        model, info = loading.load_strictly(load, pretrained_model_name_or_path, kwargs)
-        convert.guard_encoder(model)
-        return (model, info) if with_info else model
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        is_main_process: bool = True,
-        save_function: Callable[..., None] | None = None,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Save `config.json` and safetensors weights in a folder, as `diffusers.ModelMixin.save_pretrained` does.
-
-        `safe_serialization=False` asks for a pickle file; it is answered with safetensors and a warning.
-        `push_to_hub=True` uploads the folder with the card that lies in it, by `checkpoints.hub.push`, which takes
-        `repo_id` (by default the folder's name) and the other keyword arguments of `push_to_hub`.
-        """
-        if not safe_serialization:
-            logger.warning("%s: saved as safetensors; this package writes no pickle files", save_directory)
-        super().save_pretrained(
-            save_directory,
-            is_main_process=is_main_process,
-            save_function=save_function,
-            variant=variant,
-            max_shard_size=max_shard_size,
-            **({} if push_to_hub else kwargs),
-        )
-        if push_to_hub and is_main_process:
-            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-            message = kwargs.pop("commit_message", None)
-            hub.push(self, save_directory, repo_id, message=message, **kwargs)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        subfolder: str | None = None,
-        card: str | None = None,
-    ) -> str:
-        """Upload the model to the Hugging Face hub, with a card.
-
-        A model in memory may have changed since it was loaded, so the card it was loaded with is not taken: pass the
-        text of a `card`, or `checkpoints.card.default_card` is written where the repository has none.
-
-        Args:
-            repo_id: `name` or `owner/name`; made if it is missing.
-            commit_message: of the commit.
-            private: whether a new repository is private; None is the owner's default.
-            token: of the hub; by default the one that `hf auth login` stored or `HF_TOKEN` holds.
-            create_pr: open a pull request instead of committing.
-            safe_serialization: False is answered as in `save_pretrained`.
-            variant: of the name of the weights, as in `save_pretrained`.
-            subfolder: where in the repository the model goes.
-            card: a text in Markdown, with front matter.
-
-        Returns:
-            The commit; as a string, its address.
-
-        Raises:
-            CheckpointError: no such name, no token, no connection, or a refusal of the hub.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return hub.push(
-                self,
-                folder,
-                repo_id,
-                card=card,
-                message=commit_message,
-                private=private,
-                token=token,
-                create_pr=create_pr,
-                subfolder=subfolder,
-            )
-
-    @classmethod
-    def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKLTemporalDecoder:
-        """Load the small model that ships with the package (see its card, `checkpoints/embedded/README.md`)."""
-        model: AutoencoderKLTemporalDecoder = cls.from_pretrained(loading.EMBEDDED, torch_dtype=torch_dtype)
-        return model
-
-    @classmethod
-    def from_single_file(
-        cls,
-        path: str | Path,
-        *,
-        config: str | Path | Mapping[str, Any] | None = None,
-        subfolder: str | None = None,
-        torch_dtype: torch.dtype | None = None,
-        encoder: EncoderHome | None = None,
-        **options: Any,
-    ) -> AutoencoderKLTemporalDecoder:
-        """Load a model from one safetensors file, strictly.
-
-        Args:
-            path: a whole original checkpoint (`svd_xt.safetensors`), of which only the autoencoder is read; an
-                autoencoder alone under original names; or one under the names of this class.
-            config: folder, hub id or values that go before what the shapes of the tensors tell.
-            subfolder: where in `config` the folder of the autoencoder is.
-            torch_dtype: to load in; by default that of the file.
-            encoder: which one of an original checkpoint that holds two: `conditioner` (the default, and the one in
-                the folders that diffusers publishes) or `first_stage`.
-            **options: values of the configuration, such as `scaling_factor`, which no file tells (0.18215).
-
-        Returns:
-            The model in eval mode. Without encoder in the file it decodes, and `encode` raises `CheckpointError`.
-
-        Raises:
-            CheckpointError: no such file, a pickle, a damaged file, an image autoencoder, or tensors that are missing,
-                extra or of another shape.
-            ConfigError: a configuration that cannot be built.
-        """
-        file = SingleFile(path, encoder=encoder)
-        model = convert.load(cls, file, config=config, subfolder=subfolder, options=options)
-        return nn.Module.to(model, torch_dtype or common_dtype(model.parameters()))
-
-    @classmethod
-    def from_module(cls, module: nn.Module) -> AutoencoderKLTemporalDecoder:
-        """Turn a model that diffusers loaded into one of this class, without copying a weight.
-
-        Both models then hold the very same parameters: what one trains or moves in place, the other sees.
-
-        Args:
-            module: a `diffusers.AutoencoderKLTemporalDecoder`.
-
-        Raises:
-            InputError: another kind of module.
-            CheckpointError: a model whose layers were replaced or added to (LoRA, quantised or fused layers).
-        """
-        if not isinstance(module, Published):
-            raise InputError(
-                f"from_module: a {type(module).__name__} is no AutoencoderKLTemporalDecoder; pass `pipe.vae` of an "
-                "SVD-family pipeline"
-            )
-        with torch.device("meta"):
-            model: AutoencoderKLTemporalDecoder = cls.from_config(module.config)
-        loading.share_parameters(module, model)
-        model.set_attn_processor(module.attn_processors)
-        return model.train(module.training)
-
-    # Configuration
-
-    @classmethod
-    def extract_init_dict(
-        cls, config_dict: dict[str, Any], **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Split a configuration for `from_config`; refuse keys that this class does not have."""
-        known = cls._get_init_keys(cls)
-        unknown = sorted(key for key in config_dict if not key.startswith("_") and key not in known)
-        if unknown:
-            raise ConfigError(
-                f"configuration: unknown keys {', '.join(unknown)}; "
-                f"{cls.__name__} has {', '.join(sorted(known - {'self'}))}"
-            )
-        split: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = super().extract_init_dict(
-            config_dict, **kwargs
-        )
-        return split
 
 
 def _workers(device: torch.device) -> int:
