@@ -96,8 +96,13 @@ def inference(model: Any, sample: Any, task: Task) -> Run:
 
 
 def _training_step(model: Any, sample: Any, task: Task) -> Run:
-    """Forward, backward and a step of AdamW whose rate is zero, so that every call does the same."""
+    """Forward, backward and a step of AdamW whose rate is zero, so that every call does the same.
+
+    Weights are float32; bfloat16 is that of autocast.
+    """
     import torch
+
+    from temporal_vae.training.objective import Autoencoding
 
     temporal = task.job == "train-temporal"
     if task.job == "train-checkpointed":
@@ -107,10 +112,17 @@ def _training_step(model: Any, sample: Any, task: Task) -> Run:
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=0.0)
 
+    ours = type(model).__module__.startswith("temporal_vae")
+    forward = Autoencoding(model) if ours else None  # what `temporal-vae train` runs
+
     def run() -> Any:
-        with torch.set_grad_enabled(not temporal):
-            latents = model.encode(sample).latent_dist.mode()
-        result = model.decode(latents.contiguous(), num_frames=task.case.frames).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=task.dtype == "bfloat16"):
+            if forward is not None:
+                result, _, _ = forward(sample, task.case.frames, None)
+            else:
+                with torch.set_grad_enabled(not temporal):
+                    latents = model.encode(sample).latent_dist.mode()
+                result = model.decode(latents, num_frames=task.case.frames).sample.float()
         (result - sample).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -69,7 +69,7 @@ def _import_role(role: str) -> Callable[[Task], tuple[dict[str, Any], Answer]]:
 
 
 def _contestant(contestant: Contestant, model_class: Any, task: Task) -> tuple[dict[str, Any], Answer]:
-    dtype = "float32" if contestant.converts else task.dtype
+    dtype = "float32" if contestant.converts or task.trains else task.dtype
     model = load_model(model_class, task, dtype)
     sample = make_input(task, model.config, dtype)
     began = perf_counter()

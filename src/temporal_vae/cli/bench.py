@@ -16,7 +16,7 @@ from temporal_vae.engine.plan import cores
 from temporal_vae.errors import InputError, TemporalVaeError
 
 _CASES = ("8x256x256", "14x320x512")
-_TRAINING_CASES = ("2x128x128",)  # a step of training holds every activation
+_TRAINING_CASES = ("8x64x64",)  # a step of training holds every activation
 
 
 class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4

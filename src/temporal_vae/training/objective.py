@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.training import losses
-from temporal_vae.training.config import Adversary, Losses, Optimizer
 from temporal_vae.training.discriminator import PatchDiscriminator2D, PatchDiscriminator3D
+
+if TYPE_CHECKING:
+    from temporal_vae.training.config import Adversary, Losses, Optimizer
+
+_ENGINE_PIXELS = 2**16
+"""Of a batch, from which on the engine encodes faster than the modules; it packs the weights in every call."""
 
 
 class Autoencoding(nn.Module):
     """A forward of encoder and decoder as training needs it: frames to `(output, mean, logvar)`.
 
     One module with one forward, so that it can be wrapped to share gradients between processes. Where nothing of the
-    encoder learns, it runs without gradients: on a CPU in the engine, in float32.
+    encoder learns, it runs without gradients: in the engine, if that is faster.
     """
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
@@ -43,12 +49,11 @@ class Autoencoding(nn.Module):
         return self.vae.decoder(latents.contiguous(), length).float(), mean, logvar
 
     def _moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        if self.encoder_learns:
-            moments = self.vae.quant_conv(self.vae.encoder(frames))
-        else:
-            lower = frames.is_cuda and torch.is_autocast_enabled("cuda")
-            with torch.no_grad(), torch.autocast(frames.device.type, enabled=lower):
-                moments = self.vae.encode(frames).latent_dist.parameters
+        with torch.set_grad_enabled(self.encoder_learns):
+            if self.encoder_learns or frames[:, 0].numel() < _ENGINE_PIXELS:
+                moments = self.vae.quant_conv(self.vae.encoder(frames))
+            else:
+                moments = self.vae.encode(frames).latent_dist.parameters  # in the modules under autocast
         mean, logvar = moments.float().chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
