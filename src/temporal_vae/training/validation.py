@@ -24,6 +24,7 @@ from temporal_vae.video.reader import VideoReader
 
 _SHEET_WIDTH = 1200  # pixels
 _LABEL_HEIGHT = 16
+_MOST_PSNR = 100.0  # dB, of a frame without any error, so that means stay finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ def measure(sample: Sample, result: Frames) -> Figures:
     meter.update(sample.frames, result)
     summary = meter.summary()
     flicker = summary["flicker"] if len(result) > 1 else None
-    return Figures(name=sample.name, psnr=summary["psnr"], ssim=summary["ssim"], flicker=flicker)
+    psnr = sum(min(value, _MOST_PSNR) for value in meter.psnr) / len(meter.psnr)
+    return Figures(name=sample.name, psnr=psnr, ssim=summary["ssim"], flicker=flicker)
 
 
 def mean_psnr(figures: list[Figures]) -> float:
