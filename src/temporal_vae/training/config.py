@@ -203,6 +203,7 @@ class Validation:
     sources: tuple[Source, ...] = ()  # of each file the beginning; no sources, no validation
     every: Count = 1000  # steps
     frames: Count = 8  # of a video
+    start: Weight = 0.0  # seconds that are skipped first, of videos
     size: Count | None = None  # of the shorter side, in pixels; none: as it is
 
 

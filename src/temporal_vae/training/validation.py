@@ -67,15 +67,14 @@ def _beginning(item: Item, config: Validation) -> Frames:
         return render_scene(item.scene, frames=config.frames, height=side, width=side)
     with VideoReader(item.path) as reader:
         width, height = reader.width, reader.height
+        start = item.start + (0.0 if reader.info.frames == 1 else config.start)
     scale = 1.0 if config.size is None else min(1.0, config.size / min(width, height))
     size = round(width * scale), round(height * scale)
-    with VideoReader(item.path, start=item.start, frames=config.frames, size=size) as reader:
+    with VideoReader(item.path, start=start, frames=config.frames, size=size) as reader:
         pictures = islice(reader, config.frames)
         frames = [frame for frame, time in pictures if item.end is None or time < item.end]
     if not frames:
-        raise MediaError(
-            f"{item.name}: no frame between {item.start} and {item.end} s; choose another stretch"
-        )
+        raise MediaError(f"{item.name}: no frame between {start} and {item.end} s; choose another stretch")
     return np.stack(frames)
 
 
