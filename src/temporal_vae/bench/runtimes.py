@@ -121,7 +121,8 @@ def _training_step(model: Any, sample: Any, task: Task) -> Run:
                 result, _, _ = forward(sample, task.case.frames, None)
             else:
                 with torch.set_grad_enabled(not temporal):
-                    latents = model.encode(sample).latent_dist.mode()
+                    # torch 2.13 crashes with a view in the backward of a norm whose input wants no gradient
+                    latents = model.encode(sample).latent_dist.mode().contiguous()
                 result = model.decode(latents, num_frames=task.case.frames).sample.float()
         (result - sample).square().mean().backward()
         optimizer.step()
