@@ -1,16 +1,12 @@
 """Original (sgm) checkpoints with random weights, named by hand, and commands run as a user runs them."""
 
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers import AutoencoderKL
 from oracle import Theirs, config, randomise
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from temporal_vae import cli
 
 FIRST = "first_stage_model."
 WRAPPED = "conditioner.embedders.3.encoder."
@@ -144,12 +140,3 @@ def changed(path, change):
     change(tensors)
     save_file(tensors, path)
     return path
-
-
-def run(*words: object) -> int:
-    """Run a command in this process and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["temporal-vae", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    return stop.value.code

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from oracle import config, randomise
 
-from temporal_vae import AutoencoderKLTemporalDecoder, cli, decode_video, encode_video, reconstruct_video
+from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
 from temporal_vae.video.latents import LatentReader
 from temporal_vae.video.reader import VideoReader
 from temporal_vae.video.writer import VideoWriter
@@ -43,15 +44,6 @@ STAMPS = tuple(Fraction(40 * t + (t % 2) * 10, 1000) for t in range(FRAMES))
 
 def of_model(folder: Path) -> tuple[str, ...]:
     return "--model", str(folder / "model"), "--subfolder", "vae"
-
-
-def run(*words: object) -> int:
-    """Run a command in this process and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["temporal-vae", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    return stop.value.code
 
 
 def read(path: Path) -> tuple[np.ndarray, tuple[Fraction, ...]]:

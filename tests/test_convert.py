@@ -7,6 +7,7 @@ import struct
 
 import pytest
 import torch
+from command_line import run
 from oracle import TINY, Theirs, assert_close, config, noise, randomise
 from originals import (
     FIRST,
@@ -15,7 +16,6 @@ from originals import (
     changed,
     original,
     original_names,
-    run,
     temporal_model,
     whole_checkpoint,
 )

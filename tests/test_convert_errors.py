@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 import torch
-from originals import FIRST, WRAPPED, changed, image_model, original, run, temporal_model, whole_checkpoint
+from command_line import run
+from originals import FIRST, WRAPPED, changed, image_model, original, temporal_model, whole_checkpoint
 from refusals import refused
 from safetensors.torch import save_file
 

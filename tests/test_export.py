@@ -1,16 +1,16 @@
 """Exported graphs beside the model: other shapes, names, metadata, both formats, and what is refused."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from oracle import assert_close, config, noise, randomise
 from refusals import refused
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
-from temporal_vae import __version__, cli
+from temporal_vae import __version__
 from temporal_vae.checkpoints import export
 from temporal_vae.errors import CheckpointError, InputError, MediaError
 
@@ -50,15 +50,6 @@ def tiny():
 
 def session(file):
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-
-
-def run(*words):
-    """Run a command in this process and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["temporal-vae", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    return stop.value.code
 
 
 @torch.no_grad()

@@ -2,18 +2,17 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
 import yaml
+from command_line import run
 from fake_hub import OWNER, aim_client, running_hub
 from oracle import SVD, TINY, Theirs, config, pair
 from refusals import refused
 from test_checkpoints import assert_same_weights
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
-from temporal_vae import cli
 from temporal_vae.checkpoints.card import TAGS, default_card
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.errors import CheckpointError
@@ -45,15 +44,6 @@ def files(repository):
 
 def card(repository):
     return repository.files["README.md"].decode()
-
-
-def run(*words):
-    """Run a command in this process and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["temporal-vae", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    return stop.value.code
 
 
 # The card

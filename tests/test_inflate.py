@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from command_line import run
 from diffusers import AutoencoderKL
 from oracle import Theirs, assert_close, config, error, noise
-from originals import OPTIONS, image_model, original, run, temporal_model
+from originals import OPTIONS, image_model, original, temporal_model
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from torch import nn

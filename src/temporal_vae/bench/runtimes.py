@@ -16,8 +16,6 @@ from temporal_vae.bench.tasks import Task
 
 Run = Callable[[], Any]
 
-_TEMPORAL = ("temporal_res_block", "time_mixer", "time_conv_out")
-
 
 def eager(model: Any, sample: Any, task: Task) -> Run:
     """The modules as they are; the one runtime that trains."""
@@ -102,13 +100,14 @@ def _training_step(model: Any, sample: Any, task: Task) -> Run:
     """
     import torch
 
+    from temporal_vae.checkpoints.names import is_temporal
     from temporal_vae.training.objective import Autoencoding
 
     temporal = task.job == "train-temporal"
     if task.job == "train-checkpointed":
         model.enable_gradient_checkpointing()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not temporal or any(part in name for part in _TEMPORAL))
+        parameter.requires_grad_(not temporal or is_temporal(name))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=0.0)
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 
 from temporal_vae import __version__
 from temporal_vae.checkpoints.card import default_card
+from temporal_vae.checkpoints.loading import one_line
 from temporal_vae.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -107,7 +108,6 @@ def _on_one_line(repo_id: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise CheckpointError(
-            f"{repo_id}: cannot be pushed to the hub ({reason}); check name, token and connection"
+            f"{repo_id}: cannot be pushed to the hub ({one_line(error)}); check name, token and connection"
         ) from error

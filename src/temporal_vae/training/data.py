@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from temporal_vae.amounts import parse_memory
+from temporal_vae.checkpoints.loading import one_line
 from temporal_vae.errors import ConfigError, MediaError
 from temporal_vae.training.config import Batch, Source, TrainConfig, batches_of
 from temporal_vae.training.footage import SCENE_SIDE, Damaged, Library, Unfit
@@ -183,7 +184,7 @@ class Clips(Dataset[Drawn]):
             except Unfit:
                 continue
             except (MediaError, OSError) as error:
-                faults[item.name] = _line(error)
+                faults[item.name] = one_line(error)
                 patience -= _DAMAGED if isinstance(error, Damaged) else 0
                 continue
             return vary(clip, rng, how)
@@ -202,7 +203,7 @@ class Clips(Dataset[Drawn]):
                 try:
                     info = self._library.info(item.path)
                 except (MediaError, OSError) as error:
-                    return item.name, _line(error)
+                    return item.name, one_line(error)
                 height, width = info.height, info.width
             return Measured(pool=pool, item=item, height=height, width=width)
 
@@ -308,10 +309,6 @@ def _odds(weights: Sequence[float]) -> Floats:
 def _draw(rng: np.random.Generator, odds: Floats) -> int:
     """Number of one thing, in a time that hardly grows with how many there are."""
     return int(odds.searchsorted(rng.random(), side="right"))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _first(reasons: Iterable[str]) -> str:

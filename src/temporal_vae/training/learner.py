@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -107,7 +108,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self._learning, most).item()
         if self.state.discriminator is not None:
             nn.utils.clip_grad_norm_(self.state.discriminator.parameters(), most)
-        if not self._scaler.is_enabled() and not torch.isfinite(torch.tensor(norm)):
+        if not self._scaler.is_enabled() and not math.isfinite(norm):
             return None
         rate = learning_rate(self._config.optimizer, self.state.counters.step, self._config.steps)
         for group in self.state.optimizer.param_groups:

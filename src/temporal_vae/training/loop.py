@@ -31,7 +31,6 @@ from temporal_vae.video.outputs import complete_or_nothing
 from temporal_vae.video.report import peak_memory
 
 CONFIG = "config.yaml"
-MODEL = "model"
 _SCALE_BATCHES = 4  # of training data, for the scale of latents
 
 
@@ -131,7 +130,7 @@ class _Run:
         stopped = False
         while counters.step < config.steps and not stopped:
             self._step(batches)
-            stopped = self._agreed(self._interrupts.received is not None)
+            stopped = any_process(self._accelerator, self._interrupts.received is not None)
             last = counters.step == config.steps
             if self._samples and (last or counters.step % config.validation.every == 0):
                 self._validate()
@@ -206,9 +205,9 @@ class _Run:
         model = self._state.averaged_model()
         if self._config.model.new is not None:
             model.register_to_config(scaling_factor=self._scaling_factor(model))
-        with complete_or_nothing(self._output / MODEL) as temporary:
+        with complete_or_nothing(self._output / state.MODEL) as temporary:
             model.save_pretrained(temporary)
-        self._watch.say(f"wrote {self._output / MODEL}")
+        self._watch.say(f"wrote {self._output / state.MODEL}")
 
     @torch.no_grad()
     def _scaling_factor(self, model: AutoencoderKLTemporalDecoder) -> float:
@@ -227,10 +226,6 @@ class _Run:
             if name not in self._counters.faults:
                 self._counters.faults[name] = reason
                 self._watch.say(f"left out: {reason}")
-
-    def _agreed(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
-        return any_process(self._accelerator, flag)
 
 
 def _prepare_output(output: Path, config: TrainConfig, first: bool) -> Path | None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.checkpoints.names import is_temporal
 from temporal_vae.errors import ConfigError
-
-TEMPORAL = ("temporal_res_block.", "time_mixer.", "time_conv_out.")
-"""Parts of the names of what couples frames."""
 
 
 def choose(vae: AutoencoderKLTemporalDecoder, train: str) -> list[str]:
@@ -42,7 +40,7 @@ def _wanted(name: str, train: str) -> bool:
     if train == "decoder":
         return name.startswith("decoder.")
     if train == "temporal":
-        return any(part in name for part in TEMPORAL)
+        return is_temporal(name)
     return re.search(train, name) is not None
 
 

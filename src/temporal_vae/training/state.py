@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.checkpoints.loading import one_line
 from temporal_vae.errors import CheckpointError
 from temporal_vae.video.outputs import complete_or_nothing
 
@@ -94,10 +94,11 @@ class State:
             )
 
     def averaged_model(self) -> AutoencoderKLTemporalDecoder:
-        """A copy of the model with the averaged weights, in eval mode on the same device."""
-        model: AutoencoderKLTemporalDecoder = AutoencoderKLTemporalDecoder.from_config(self.vae.config)
-        model.load_state_dict({**self.vae.state_dict(), **self.averaged})
-        return model.to(self.vae.device).eval()
+        """The model with the averaged weights, in eval mode; it shares them, so it is good until the next step."""
+        with torch.device("meta"):
+            model: AutoencoderKLTemporalDecoder = AutoencoderKLTemporalDecoder.from_config(self.vae.config)
+        model.load_state_dict({**self.vae.state_dict(), **self.averaged}, assign=True)
+        return model.eval()
 
 
 def save(state: State, output: Path) -> Path:
@@ -136,7 +137,7 @@ def restore(state: State, folder: Path) -> None:
         for name, value in state.averaged.items():
             value.copy_(found[f"averaged.{name}"])
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         raise CheckpointError(
             f"{file}: cannot be resumed from ({reason}); remove that folder to go on from the one before"
         ) from error
@@ -201,8 +202,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def describe(counters: Counters) -> dict[str, Any]:
-    """The numbers as JSON has them."""
-    return asdict(counters)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.checkpoints.loading import one_line
 from temporal_vae.errors import MediaError
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.training.config import Validation
@@ -57,7 +58,7 @@ def samples(config: Validation) -> tuple[list[Sample], dict[str, str]]:
             try:
                 found.append(Sample(name=item.name, frames=_beginning(item, config)))
             except (MediaError, OSError) as error:
-                faults[item.name] = " ".join(str(error).split())
+                faults[item.name] = one_line(error)
     return found, faults
 
 
