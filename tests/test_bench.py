@@ -321,24 +321,29 @@ def test_peak_of_another_process(kernel_keeps_it, monkeypatch):
     if not kernel_keeps_it:
         monkeypatch.setattr(memory, "_forget_peak", lambda pid: False)
     code = """
-import time
 for size in (90, 50, 0):
     input()
     block = bytearray(b'x') * (size << 20)
-    time.sleep(0.05)
+    print(flush=True)
+    input()
     del block
     print(flush=True)
 """
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
+
+        def go_on():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            process.stdout.readline()
+
         resting, peaks = memory.resident_bytes(process.pid), []
         for _ in range(3):
             with memory.watch_peak(process.pid) as peak:
-                process.stdin.write("\n")
-                process.stdin.flush()
-                process.stdout.readline()
+                go_on()  # it holds a block, and the watch ends before it lets go: nothing hangs on when is sampled
             peaks.append((peak[0] - resting) / 2**20)
+            go_on()
     assert peaks == pytest.approx([90, 50, 0], abs=12)
 
 

@@ -1,6 +1,7 @@
 """The commands, run as a user runs them, on a rendered clip and a model with random weights."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -207,6 +208,17 @@ def test_help_loads_neither_torch_nor_av(folder):
     assert "--clip-frames" in done.stdout
 
 
+def test_help_cuts_off_no_summary():
+    done = subprocess.run(
+        [sys.executable, "-m", "temporal_vae", "--help"],
+        capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    commands = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(commands) >= 10
+    for line in commands:
+        assert re.fullmatch(r"  [a-z-]+ +\S.*[^.]\.", line), line
+
+
 def test_a_memory_limit_keeps_the_pixels(folder, tmp_path):
     for name, words in (("a", ()), ("b", ("--memory-limit", "200 MiB"))):
         assert (
@@ -290,15 +302,14 @@ def test_plan_refuses(tmp_path, capsys, words, code, message):
     assert re.search(message, printed.err)
 
 
-def test_plan_needs_no_torch_and_no_time():
+def test_plan_needs_no_torch():
     check = (
-        "import sys, time; sys.argv = ['temporal-vae', *sys.argv[1:]]\n"
+        "import sys; sys.argv = ['temporal-vae', *sys.argv[1:]]\n"
         "from temporal_vae.cli import main\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code\n"
         "heavy = {'torch', 'av', 'diffusers', 'numpy', 'rich', 'psutil'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "assert time.process_time() < 0.5, time.process_time()"
+        "assert not heavy, heavy"
     )
     words = [*map(str, PLAN), "--memory-limit", "4GiB"]
     done = subprocess.run([sys.executable, "-c", check, *words], capture_output=True, text=True)

@@ -58,7 +58,10 @@ def _kept_peak(pid: int) -> list[int]:
 
 
 def _sample(pid: int, stop: threading.Event, peaks: list[int]) -> None:
-    while not stop.wait(_EVERY):
+    """Sample until told to stop, and at least once, however late this thread is started."""
+    stopped = False
+    while not stopped:
+        stopped = stop.wait(_EVERY if peaks else 0)
         try:
             peaks[:] = [max([*peaks, resident_bytes(pid)])]
         except psutil.Error:

@@ -76,8 +76,9 @@ def bench(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Time this package beside diffusers, OpenVINO and ONNX Runtime on this machine.
+    """Time this package beside its peers.
 
+    The peers are diffusers (eager, compiled, with other allocators), OpenVINO and ONNX Runtime, on this machine.
     Each contestant lives in a process of its own and rests while another computes. Results are compared with those of
     diffusers in float32 before anything is timed; whoever is wrong, or cannot run, gets a reason in place of times.
     `published` is the configuration of Stable Video Diffusion with seeded random weights.

@@ -57,10 +57,10 @@ def convert(
     scaling_factor: float | None,
     as_json: bool,
 ) -> None:
-    """Convert the checkpoint IN, an original one (svd_xt.safetensors) or a folder, to OUT.
+    """Convert a checkpoint to or from its original layout.
 
-    A name that ends in .safetensors makes OUT an original checkpoint, any other one a folder with config.json and
-    weights for this package and diffusers.
+    IN is an original checkpoint (svd_xt.safetensors) or a folder. A name that ends in .safetensors makes OUT an
+    original checkpoint, any other one a folder with config.json and weights for this package and diffusers.
     """
     _check_target(target)
     if bare and Path(target).suffix != ".safetensors":
@@ -85,10 +85,11 @@ def convert(
 @scaling_option
 @json_option
 def inflate(source: str, target: str, dtype: str | None, as_json: bool, **options: Any) -> None:
-    """Make a temporal autoencoder of the image autoencoder IN, to be trained, and write it to OUT as `convert` does.
+    """Make a video autoencoder of an image autoencoder.
 
-    IN is a folder of a diffusers AutoencoderKL, its Hugging Face id, or an original (LDM) .safetensors file. Until
-    it is trained, the temporal autoencoder decodes each frame as the image autoencoder does.
+    The result is to be trained, and written to OUT as `convert` does. IN is a folder of a diffusers AutoencoderKL,
+    its Hugging Face id, or an original (LDM) .safetensors file. Until it is trained, the temporal autoencoder decodes
+    each frame as the image autoencoder does.
     """
     from temporal_vae.checkpoints.inflate import inflate as make
 

@@ -48,10 +48,10 @@ def export(
     frames: int | None,
     as_json: bool,
 ) -> None:
-    """Write encoder and decoder as two graphs to the new folder OUT.
+    """Write a model as ONNX or torch.export graphs.
 
-    They take any batch, height and width, and are compared with the model at shapes they were not traced with; if they
-    are off, nothing is written.
+    Encoder and decoder go to the new folder OUT. They take any batch, height and width, and are compared with the
+    model at shapes they were not traced with; if they are off, nothing is written.
     """
     from temporal_vae.checkpoints.export import export_onnx, export_torch
 

@@ -17,7 +17,10 @@ from temporal_vae.cli.options import json_option
 @click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
 @json_option
 def info(model: str, subfolder: str | None, as_json: bool) -> None:
-    """Describe MODEL: a folder, a Hugging Face id, `embedded`, or a latent file."""
+    """Describe a model or a latent file.
+
+    MODEL is a folder, a Hugging Face id, `embedded`, or a latent file.
+    """
     latents = Path(model).suffix == ".safetensors"
     fields = _describe_latents(model) if latents else _describe_model(model, subfolder)
     if as_json:

@@ -58,7 +58,7 @@ def plan(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Show how a clip would be computed on a CPU within a memory limit, and what other limits would cost.
+    """Show what a clip takes, and what memory limits cost.
 
     The peak is what the process takes at most above the loaded model. A limit below the last rung is refused.
     """

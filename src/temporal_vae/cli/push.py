@@ -26,10 +26,10 @@ from temporal_vae.errors import CheckpointError
 def push(
     model: str, repo_id: str, private: bool, card: Path | None, message: str | None, as_json: bool
 ) -> None:
-    """Upload MODEL, a folder or `embedded`, to REPO_ID: configuration, weights and card, in one commit.
+    """Upload a model to the Hugging Face hub.
 
-    The weights are loaded first, so that nothing is uploaded that cannot be used. The token is that of `hf auth login`
-    or HF_TOKEN.
+    MODEL is a folder or `embedded`; configuration, weights and card go to REPO_ID in one commit. The weights are
+    loaded first, so that nothing is uploaded that cannot be used. The token is that of `hf auth login` or HF_TOKEN.
     """
     from temporal_vae.checkpoints import hub
     from temporal_vae.checkpoints.loading import EMBEDDED

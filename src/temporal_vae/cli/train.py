@@ -31,11 +31,12 @@ def train(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train a model by the YAML file CONFIG, in which NAME=VALUE changes single values: optimizer.learning_rate=1e-4.
+    """Train or fine-tune a model.
 
-    A run that was interrupted goes on where it stopped: give the same command again. Ctrl-C and SIGTERM finish the
-    step in hand, save, and exit with 130 or 143. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG`
-    trains in several processes.
+    CONFIG is a YAML file; NAME=VALUE changes single values of it: optimizer.learning_rate=1e-4. A run that was
+    interrupted goes on where it stopped: give the same command again. Ctrl-C and SIGTERM finish the step in hand,
+    save, and exit with 130 or 143. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG` trains in
+    several processes.
     """
     _need_extra()
     from temporal_vae.training.config import TrainConfig, read_config, to_yaml

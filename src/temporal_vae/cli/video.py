@@ -34,9 +34,9 @@ _SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
 def encode(
     source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **selection: Any
 ) -> None:
-    """Encode the video IN into the latent file OUT (*.safetensors).
+    """Turn a video into latents.
 
-    IN is a video, an image, a folder of images or a glob such as 'frames/*.png'.
+    OUT is a latent file, *.safetensors. IN is a video, an image, a folder of images or a glob such as 'frames/*.png'.
     """
     from temporal_vae.video.pipeline import encode_video
 
@@ -68,7 +68,10 @@ def encode(
 def decode(
     source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
 ) -> None:
-    """Decode the latent file IN into the video OUT, with the size, rate and time stamps of its source."""
+    """Turn latents back into a video.
+
+    OUT gets the size, rate and time stamps of the video that the latent file IN was made of.
+    """
     from temporal_vae.video.pipeline import decode_video
 
     with progress_bar("decode") as progress:
@@ -96,7 +99,7 @@ def decode(
 def reconstruct(
     source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
 ) -> None:
-    """Encode and decode the video IN into the video OUT, and say how good the result is.
+    """Encode and decode a video, and measure the result.
 
     Figures are printed and saved to OUT.metrics.json: PSNR and SSIM per frame and over the clip, flicker (the error of
     frame differences), time per frame and peak memory.
