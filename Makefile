@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.ready-bench
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all check format bench clean
 
@@ -19,10 +20,10 @@ demo: $(READY)      ## reconstruct two real clips through the embedded model
 	$(BIN)/python examples/demo.py
 
 test: $(READY)      ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: $(READY)  ## every test
-	$(BIN)/python -m pytest -q -m ''
+	$(PYTEST) -m ''
 
 check: $(READY)     ## lint, format, types
 	$(BIN)/ruff check .

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from temporal_vae.cli.console import print_json, print_table, progress_bar
+from temporal_vae.cli.console import print_json, progress_bar
 from temporal_vae.cli.models import takes_model
 from temporal_vae.cli.options import (
     cut_options,
@@ -20,8 +19,6 @@ from temporal_vae.cli.options import (
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-
-_SHOWN_FRAMES = 60  # with more, the table has a row per stretch of frames
 
 
 @click.command()
@@ -101,8 +98,8 @@ def reconstruct(
 ) -> None:
     """Encode and decode a video, and measure the result.
 
-    Figures are printed and saved to OUT.metrics.json: PSNR and SSIM per frame and over the clip, flicker (the error of
-    frame differences), time per frame and peak memory.
+    PSNR, SSIM, flicker (the error of frame differences), time per frame and peak memory are printed, and saved with the
+    figures of each frame to OUT.metrics.json.
     """
     from temporal_vae.video.pipeline import reconstruct_video
 
@@ -111,30 +108,6 @@ def reconstruct(
     if as_json:
         print_json(report.to_dict())
         return
-    print_table(
-        f"{Path(source).name} → {Path(target).name}",
-        ["frame", "PSNR dB", "SSIM", "flicker"],
-        _rows(report.per_frame()),
-    )
+    click.echo(f"{Path(report.source).name} → {report.target}")
     for line in report.lines():
         click.echo(line)
-
-
-def _rows(frames: list[dict[str, float]]) -> list[list[str]]:
-    """A row per frame, or the mean of each stretch of frames where there are many."""
-    step = -(-len(frames) // _SHOWN_FRAMES)
-    rows = []
-    for start in range(0, len(frames), step):
-        stretch = frames[start : start + step]
-        name = str(start) if step == 1 else f"{start}-{start + len(stretch) - 1}"
-        psnr, ssim, flicker = (
-            _mean([frame[key] for frame in stretch]) for key in ("psnr", "ssim", "flicker")
-        )
-        rows.append([name, f"{psnr:.2f}", f"{ssim:.4f}", "" if isnan(flicker) else f"{flicker:.2f}"])
-    return rows
-
-
-def _mean(values: list[float]) -> float:
-    """The mean of what is defined; the first frame has no flicker."""
-    defined = [value for value in values if not isnan(value)]
-    return sum(defined) / len(defined) if defined else nan

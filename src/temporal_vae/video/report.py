@@ -67,9 +67,10 @@ class Report:
     def lines(self) -> list[str]:
         """The summary for people."""
         summary = self.quality.summary()
+        worst = self.quality.psnr.index(summary["psnr_worst"])
         memory = "unknown" if self.peak_memory is None else f"{self.peak_memory / 2**20:,.0f} MiB"
         return [
-            f"PSNR     {summary['psnr']:.2f} dB mean, {summary['psnr_worst']:.2f} worst frame",
+            f"PSNR     {summary['psnr']:.2f} dB mean, {summary['psnr_worst']:.2f} worst (frame {worst})",
             f"SSIM     {summary['ssim']:.4f} mean",
             f"flicker  {summary['flicker']:.2f} levels of 255",
             f"time     {self.model_seconds / summary['frames']:.3f} s per frame in the model, "
