@@ -134,6 +134,12 @@ def whole_checkpoint(model: Theirs, path: Path, *, number: int = 3) -> dict[str,
     return tensors
 
 
+def averages(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the original trainer keeps beside weights: averages, named without dots, and how often it took them."""
+    kept = {f"model_ema.{name.replace('.', '')}": tensor + 1 for name, tensor in tensors.items()}
+    return kept | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+
+
 def changed(path, change):
     """Apply `change` to the tensors of a file."""
     tensors = load_file(path)

@@ -13,6 +13,7 @@ from originals import (
     FIRST,
     OPTIONS,
     WRAPPED,
+    averages,
     changed,
     original,
     original_names,
@@ -108,6 +109,40 @@ def test_first_stage_alone(plain, tmp_path, home):
 def test_the_conditioner_may_have_another_number(theirs, tmp_path, number):
     whole_checkpoint(theirs, tmp_path / "sv.safetensors", number=number)
     assert_same(Ours.from_single_file(tmp_path / "sv.safetensors").state_dict(), theirs.state_dict())
+
+
+def test_averages_of_the_original_trainer(plain, bare, caplog, capsys):
+    tensors = load_file(bare)
+    save_file(tensors | averages(tensors), bare)
+    assert_same(Ours.from_single_file(bare).state_dict(), plain.state_dict())
+    assert f"{bare}: left out {len(tensors) + 2} averages (model_ema.*)" in caplog.text
+    averaged = Ours.from_single_file(bare, ema=True).state_dict()
+    assert f"took the averages of {len(tensors)} of {len(tensors)} tensors" in caplog.text
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(averaged[name], tensor if "quant_conv" in name else tensor + 1), name
+
+    frozen = {name: tensor for name, tensor in averages(tensors).items() if "ema.encoder" not in name}
+    save_file(tensors | frozen, bare)
+    part = Ours.from_single_file(bare, ema=True).state_dict()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(part[name], tensor + 1 if name.startswith("decoder") else tensor), name
+    save_file(tensors, bare)
+    refused(CheckpointError, lambda: Ours.from_single_file(bare, ema=True), bare, "no averages", "model_ema.")
+    assert run("convert", bare, bare.parent / "model", "--ema") == 1
+    assert "holds no averages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", ["module.", "state_dict.", "state_dict.module.", "_orig_mod.", "model."])
+def test_words_before_every_name_and_numbers(plain, theirs, bare, whole, before, caplog):
+    for file, model in ((bare, plain), (whole, theirs)):
+        tensors = {f"{before}{name}": tensor for name, tensor in load_file(file).items()}
+        numbers = {"global_step": torch.tensor([3]), f"{before}epoch": torch.tensor(1)}
+        save_file(tensors | numbers, file)
+        assert_same(Ours.from_single_file(file).state_dict(), model.state_dict())
+    assert f"{bare}: left out {before}epoch: no weights" in caplog.text
+    save_file(original(plain, "encoder.", "decoder.") | {"global_step": torch.tensor(3)}, bare)
+    assert_same(Ours.from_single_file(bare).state_dict(), plain.state_dict())
+    assert "left out global_step: no weights" in caplog.text
 
 
 def test_types(theirs, whole):

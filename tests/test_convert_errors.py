@@ -103,6 +103,50 @@ def test_an_encoder_that_is_not_there(bare):
     refused(CheckpointError, call, bare, "no encoder in the conditioner", "there is first_stage")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{WRAPPED}encoder.conv_in.weight",
+        f"{WRAPPED}encoder.mid.attn_1.q.bias",
+        f"{WRAPPED}quant_conv.weight",
+    ],
+)
+def test_an_encoder_that_is_there_in_part(whole, name):
+    """The other encoder of the file is no substitute."""
+    changed(whole, lambda tensors: tensors.pop(name))
+    refused(CheckpointError, lambda: Ours.from_single_file(whole), whole, name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(whole, tmp_path, capsys, value):
+    name = f"{FIRST}decoder.up.1.block.0.time_stack.in_layers.2.bias"
+
+    def change(tensors):
+        tensors[name][3] = value
+
+    changed(whole, change)
+    refused(CheckpointError, lambda: Ours.from_single_file(whole), whole, "1 of", name, "allow_nonfinite")
+    target = tmp_path / "model"
+    assert run("convert", whole, target) == 1
+    assert f"NaN or infinite values ({name})" in capsys.readouterr().err
+    assert not target.exists()
+    assert run("convert", whole, target, "--allow-nonfinite") == 0
+    assert run("convert", target, tmp_path / "again") == 1
+    assert "temporal_res_block.conv1.bias" in capsys.readouterr().err
+    assert run("convert", target, tmp_path / "again", "--allow-nonfinite") == 0
+
+
+def test_weights_that_a_type_cannot_hold(whole, tmp_path, capsys):
+    def change(tensors):
+        tensors[f"{FIRST}decoder.conv_in.bias"][0] = 7e4
+
+    changed(whole, change)
+    assert run("convert", whole, tmp_path / "model", "--dtype", "float16") == 1
+    assert "too large for it (decoder.conv_in.bias); use bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    assert run("convert", whole, tmp_path / "model", "--dtype", "bfloat16") == 0
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_file(whole, share):
     data = whole.read_bytes()
@@ -155,6 +199,7 @@ def test_what_is_no_file(tmp_path):
         (("{in}", "nowhere/model"), 1, "there is no folder nowhere; create it first"),
         (("{in}", "model", "--bare"), 2, "--bare is for an OUT"),
         (("image", "model", "--encoder", "first_stage"), 2, "--encoder is for an IN"),
+        (("image", "model", "--ema"), 2, "--ema is for an IN"),
         (("image", "model"), 1, "image: is an image autoencoder; `temporal-vae inflate`"),
         (("absent.safetensors", "model"), 1, "absent.safetensors: no such file"),
         (("svd.ckpt", "model"), 1, "svd.ckpt: is a pickle file"),

@@ -33,6 +33,11 @@ def image():
     return image_model()
 
 
+@pytest.fixture(scope="module")
+def made(image):
+    return inflate(image)
+
+
 @torch.no_grad()
 def assert_equal(ours, theirs, frames=3, shift=()):
     """Latents and frames of both, as images one by one and as a clip."""
@@ -79,7 +84,7 @@ def test_the_modules_agree_too():
 def test_a_bias_is_exact_but_for_the_border(image, caplog):
     made = inflate(image)
     assert made.difference > 0
-    assert f"up to {made.difference:.2g}" in caplog.text
+    assert f"by {made.difference:.2g} on the worst of 8 latents" in caplog.text
     z = noise(2, 4, 6, 8)
     found, expected = made.vae.decoder.conv_in(z), image.decoder.conv_in(image.post_quant_conv(z))
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
@@ -93,11 +98,13 @@ def test_a_bias_is_exact_but_for_the_border(image, caplog):
 
 
 @torch.no_grad()
-def test_the_difference_is_that_of_frames(image):
-    made = inflate(image)
-    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) / 0.18215
-    rest = (made.vae.decoder(z) - image.decode(z).sample).abs().max().item()
-    assert made.difference == pytest.approx(rest, rel=1e-2)
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 4.0, 6.0])
+@pytest.mark.parametrize("size", [(4, 6), (16, 16), (20, 12)])
+def test_the_difference_is_that_of_frames(image, made, deviation, size):
+    """On latents that were not tried it is of the same size, large or small as they are."""
+    z = deviation * noise(1, 4, *size, seed=5)
+    rest = (made.vae.decode(z, num_frames=1).sample - image.decode(z).sample).abs().max().item()
+    assert rest <= 1.3 * made.difference
 
 
 def test_shifted_latents_are_exact_to_the_border(image, caplog):

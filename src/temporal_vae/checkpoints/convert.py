@@ -126,6 +126,12 @@ def lacks_encoder(model: nn.Module) -> bool:
     return weight is not None and not weight.is_meta and bool(weight.isnan().all())
 
 
+def own_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model, without those of an encoder that it lacks."""
+    absent = ("encoder.",) if lacks_encoder(model) else ()
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(absent)}
+
+
 def guard_encoder(model: nn.Module) -> None:
     """Make an encoder without weights say so when it is used, until it is given some."""
     if not lacks_encoder(model):
@@ -179,13 +185,15 @@ def _state(file: SingleFile, model: nn.Module) -> dict[str, Tensor]:
     """All tensors of a model: those of the file, an identity for `quant_conv`, and NaN where there is no encoder."""
     wanted = dict(model.state_dict())
     without_encoder = file.encoder_home is None
-    own_quant_conv = file.has(QUANT_CONV[0]) or (file.layout == "diffusers" and not without_encoder)
+    own_quant_conv = any(map(file.has, QUANT_CONV)) or (file.layout == "diffusers" and not without_encoder)
     made = {
         name: wanted.pop(name)
         for name in list(wanted)
         if (name in QUANT_CONV and not own_quant_conv) or (name.startswith("encoder.") and without_encoder)
     }
     state = file.read(wanted)
+    if file.left_out:
+        logger.warning("%s: %s", file.path, file.left_out)
     dtype = common_dtype(state.values())
     if without_encoder:
         logger.warning("%s: there is no encoder in it; the model decodes, and encode refuses", file.path)

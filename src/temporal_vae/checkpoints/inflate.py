@@ -27,7 +27,13 @@ from torch.nn.utils import skip_init
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.convert import SCALING_FACTOR, check_layers, identity
-from temporal_vae.checkpoints.loading import list_faults, load_strictly, read_object, stored_dtype
+from temporal_vae.checkpoints.loading import (
+    check_finite,
+    list_faults,
+    load_strictly,
+    read_object,
+    stored_dtype,
+)
 from temporal_vae.checkpoints.names import POST_QUANT_CONV, QUANT_CONV, is_temporal, network_name
 from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
 from temporal_vae.checks import DOWN_BLOCK
@@ -50,10 +56,12 @@ _KEPT = (
 _DROPPED = ("shift_factor", "latents_mean", "latents_std")
 _BORDER = (
     "%s: post_quant_conv has a bias, which the padding of the decoder does not see: frames differ from those of the "
-    "image decoder by up to %.2g, most of all at their border; shift_latents makes them equal"
+    "image decoder, most of all at their border (by %.2g on the worst of %d latents tried; others may differ more); "
+    "shift_latents makes them equal"
 )
 _LARGEST_CONDITION = 1e4  # of a post_quant_conv whose inverse is taken
-_MEASURED = 16  # height and width of the latents that the border is measured with
+_SIZES = (8, 16)  # height and width of the latents that the border is measured with
+_DEVIATIONS = (0.25, 1.0, 4.0)  # of these latents; and 1 / scaling_factor, that of a trained model's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +70,9 @@ class Inflated:
 
     Attributes:
         vae: the model, in eval mode.
-        difference: largest difference of frames from those of the image decoder, on random latents of 16x16, both in
-            float32; values are about [-1, 1]. 0 where `post_quant_conv` has no bias.
+        difference: largest difference of decoded frames from those of the image decoder, both in float32; values are
+            about [-1, 1]. Measured on random latents of several deviations and sizes: others may differ more. 0 where
+            `post_quant_conv` has no bias.
         latent_shift: what was added to each channel of the latents; empty where they are those of the image model.
     """
 
@@ -91,6 +100,8 @@ def inflate(
     seed: int = 0,
     shift_latents: bool = False,
     scaling_factor: float | None = None,
+    ema: bool = False,
+    allow_nonfinite: bool = False,
 ) -> Inflated:
     """Make a temporal autoencoder of an image autoencoder, ready to be trained.
 
@@ -103,12 +114,16 @@ def inflate(
             of the image model then need `latent_shift` added before they are decoded here.
         scaling_factor: what latents are multiplied with for a diffusion model. A single file does not tell it, and
             0.18215 is assumed.
+        ema: of an original file, take the moving averages of its trainer (`model_ema.*`).
+        allow_nonfinite: take weights that are NaN or infinite, too.
 
     Raises:
         CheckpointError: weights that cannot be loaded.
         InputError: a network that the temporal autoencoder has no place for, or latents that cannot be shifted.
     """
-    image = _read(source, subfolder, variant)
+    image = _read(source, subfolder, variant, ema)
+    if not allow_nonfinite:
+        check_finite(image.name, image.state | (image.post or {}))
     config = _configuration(image)
     if scaling_factor is not None:
         config["scaling_factor"] = scaling_factor
@@ -118,12 +133,14 @@ def inflate(
     shift = _shift(vae, post, image.name) if shift_latents and post is not None else ()
     difference = _fold(vae, post) if post is not None else 0.0
     if difference:
-        logger.warning(_BORDER, image.name, difference)
+        logger.warning(_BORDER, image.name, difference, len(_SIZES) * (len(_DEVIATIONS) + 1))
     dtype = common_dtype(image.state.values())
     return Inflated(vae=nn.Module.to(vae, dtype).eval(), difference=difference, latent_shift=shift)
 
 
-def _read(source: AutoencoderKL | str | Path, subfolder: str | None, variant: str | None) -> _Image:
+def _read(
+    source: AutoencoderKL | str | Path, subfolder: str | None, variant: str | None, ema: bool
+) -> _Image:
     if isinstance(source, AutoencoderKL):
         return _from_module(source, type(source).__name__)
     if not isinstance(source, (str, Path)):
@@ -131,7 +148,9 @@ def _read(source: AutoencoderKL | str | Path, subfolder: str | None, variant: st
             f"inflate: a {type(source).__name__} is no AutoencoderKL; pass one, its folder or a safetensors file"
         )
     if Path(source).is_file():
-        return _from_file(Path(source))
+        return _from_file(Path(source), ema)
+    if ema:
+        raise InputError(f"{source}: ema is for an original file, which may hold averages; leave it out")
     folder = Path(source) / (subfolder or "")
     if (folder / "config.json").is_file():
         kind = read_object(folder / "config.json").get("_class_name", AutoencoderKL.__name__)
@@ -148,8 +167,8 @@ def _from_module(module: AutoencoderKL, name: str) -> _Image:
     return _image(name, module.config, {network_name(key): t for key, t in module.state_dict().items()})
 
 
-def _from_file(path: Path) -> _Image:
-    file = SingleFile(path)
+def _from_file(path: Path, ema: bool) -> _Image:
+    file = SingleFile(path, ema=ema, allow_nonfinite=True)  # looked at below, with all other sources
     if file.temporal:
         raise CheckpointError(f"{path}: has temporal layers already; load it with from_single_file")
     if file.encoder_home is None:
@@ -160,9 +179,12 @@ def _from_file(path: Path) -> _Image:
         like = AutoencoderKLTemporalDecoder(**config).state_dict()
         matrix = torch.empty(2 * (config["latent_channels"],) + (1, 1))
     like |= dict(zip(POST_QUANT_CONV, (matrix, matrix[0, :, 0, 0]), strict=True))
-    convs = {name for name in (*QUANT_CONV, *POST_QUANT_CONV) if not file.has(name)}
+    pairs = (QUANT_CONV, POST_QUANT_CONV)
+    convs = {name for pair in pairs if not any(map(file.has, pair)) for name in pair}
     wanted = {name: like[name] for name in like if not is_temporal(name) and not _rests(name)}
     state = file.read({name: tensor for name, tensor in wanted.items() if name not in convs})
+    if file.left_out:
+        logger.warning("%s: %s", path, file.left_out)
     beside = path.with_name("config.json")
     if file.layout == "diffusers" and beside.is_file():
         config |= read_object(beside)
@@ -270,17 +292,29 @@ def _fold(vae: AutoencoderKLTemporalDecoder, post: nn.Conv2d) -> float:
     if not _bias(post).any():
         vae.decoder.conv_in = folded
         return 0.0
-    exact = _decode_with(nn.Sequential(post.float(), conv), vae)
-    return float((_decode_with(folded, vae) - exact).abs().max())
+    tried = _tried_latents(vae)
+    exact = _decode_with(nn.Sequential(post.float(), conv), vae, tried)
+    found = _decode_with(folded, vae, tried)
+    return max(float((a - b).abs().max()) for a, b in zip(found, exact, strict=True))
 
 
-def _decode_with(conv_in: nn.Module, vae: AutoencoderKLTemporalDecoder) -> Tensor:
-    """Put another first layer into the decoder, and decode random latents of the usual deviation."""
+def _tried_latents(vae: AutoencoderKLTemporalDecoder) -> list[Tensor]:
+    """Latents to compare decoders on: how far the border is off depends on their deviation, up or down."""
+    noise, channels = torch.Generator().manual_seed(0), vae.config.latent_channels
+    deviations = (*_DEVIATIONS, 1 / vae.config.scaling_factor)
+    return [
+        deviation * torch.randn(1, channels, size, size, generator=noise)
+        for size in _SIZES
+        for deviation in deviations
+    ]
+
+
+def _decode_with(
+    conv_in: nn.Module, vae: AutoencoderKLTemporalDecoder, latents: list[Tensor]
+) -> list[Tensor]:
+    """Put another first layer into the decoder, and decode."""
     vae.decoder.conv_in = conv_in  # type: ignore[assignment]
-    noise = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, vae.config.latent_channels, _MEASURED, _MEASURED, generator=noise)
-    frames: Tensor = vae.decoder(latents / vae.config.scaling_factor)
-    return frames
+    return [vae.decoder(z) for z in latents]
 
 
 def _float64(post: Mapping[str, Tensor] | None) -> nn.Conv2d | None:

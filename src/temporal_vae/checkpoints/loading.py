@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from temporal_vae.errors import CheckpointError, TemporalVaeError
 
@@ -219,6 +219,21 @@ def open_tensors(file: Path, framework: str = "pt") -> Any:
             "is a git-lfs pointer; run `git lfs pull`" if pointer else f"is damaged or incomplete; {AGAIN}"
         )
         raise CheckpointError(f"{file}: {fault} ({one_line(error)})") from error
+
+
+def check_finite(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` for weights that are NaN or infinite: whatever they touch is lost."""
+    bad = nonfinite(tensors)
+    if bad:
+        raise CheckpointError(
+            f"{what}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite values ({first_names(bad)}); download "
+            "or save the weights again, or pass allow_nonfinite (--allow-nonfinite)"
+        )
+
+
+def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinite values."""
+    return sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
 
 
 def list_faults(*kinds: tuple[str, Sequence[str]]) -> list[str]:

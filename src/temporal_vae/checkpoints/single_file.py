@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from temporal_vae.checkpoints.lazy import LazyTensors
-from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, first_names, list_faults
+from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, check_finite, first_names, list_faults
 from temporal_vae.checkpoints.names import image_name, old_name, sgm_name
 from temporal_vae.checks import DOWN_BLOCK
 from temporal_vae.errors import CheckpointError
@@ -24,7 +24,14 @@ EncoderHome = Literal["conditioner", "first_stage"]
 
 _ENCODER = ("encoder.", "quant_conv.")
 _HOMES = ("first_stage_model.", "vae.", "")
-_WRAPPED = re.compile(r"(conditioner\.embedders\.(\d+)\.encoder\.)encoder\.conv_in\.weight")
+_BEFORE = r"(?:(?:state_dict|module|_orig_mod|model)\.)*"
+"""What trainers, DataParallel and torch.compile put before every name."""
+_HOME = re.compile(rf"({_BEFORE}((?:first_stage_model\.|vae\.)?){_BEFORE})decoder\.conv_in\.weight")
+_WRAPPED = re.compile(
+    rf"({_BEFORE}conditioner\.embedders\.(\d+)\.encoder\.)(?:encoder\.(?:conv_|norm_|down\.|mid\.)|quant_conv\.).*"
+)
+_AVERAGES = "model_ema."
+"""Before the names, without their dots, of the moving averages that the original trainer keeps."""
 _BLOCKS = {
     "sgm": re.compile(r"decoder\.up\.(\d+)\.block\.(\d+)\.conv1\.weight"),
     "diffusers": re.compile(
@@ -44,23 +51,35 @@ class SingleFile:
     Args:
         path: a safetensors file.
         encoder: whose encoder to take, `conditioner` or `first_stage`; None takes what is there.
+        ema: take the moving averages of the original trainer, `model_ema.*`, of all tensors that have one.
+        allow_nonfinite: read NaN and infinite values.
 
     Attributes:
         layout: whose names the tensors have, `sgm` or `diffusers`.
         decoder_home, encoder_home: prefix of the names of either part; no encoder is None.
         temporal: whether the decoder has temporal layers.
         ignored: how many tensors of the file `read` left there.
+        left_out: those beside the autoencoder's own of which a user is told, in a few words; empty if there are none.
 
     Raises:
         CheckpointError: no such file, a pickle, a damaged file, or none with a decoder in it.
     """
 
-    def __init__(self, path: str | Path, *, encoder: EncoderHome | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        encoder: EncoderHome | None = None,
+        ema: bool = False,
+        allow_nonfinite: bool = False,
+    ) -> None:
         self.path = Path(path)
         _check_file(self.path)
         self._tensors = LazyTensors(self.path)
         self._names = self._tensors.names
-        homes = [home for home in _HOMES if f"{home}decoder.conv_in.weight" in self._names]
+        self._allow_nonfinite = allow_nonfinite
+        found = [match for match in map(_HOME.fullmatch, sorted(self._names)) if match]
+        homes = [match[1] for match in sorted(found, key=lambda match: _HOMES.index(match[2]))]
         if not homes:
             raise CheckpointError(
                 f"{self.path}: holds no autoencoder: no decoder.conv_in.weight, bare or under "
@@ -73,7 +92,14 @@ class SingleFile:
         self.layout: Literal["sgm", "diffusers"] = "sgm" if old else "diffusers"
         self.temporal = any(_TEMPORAL.match(name) for name in bare)
         self._widths, self._layers = self._find_levels(bare)
-        self.ignored = 0
+        self.ignored, self.left_out = 0, ""
+        self._averages = {name for name in self._names if name.startswith(f"{self.decoder_home}{_AVERAGES}")}
+        self._ema = ema
+        if ema and not self._averages:
+            raise CheckpointError(
+                f"{self.path}: holds no averages: nothing under {self.decoder_home}{_AVERAGES}; take the weights "
+                "themselves, without ema"
+            )
 
     def has(self, name: str) -> bool:
         """Whether the network's tensor `name` is in the file."""
@@ -98,15 +124,18 @@ class SingleFile:
             wanted: the network's tensors, of which only the shapes are used.
 
         Raises:
-            CheckpointError: tensors that are missing, unknown, of another shape or of a type that is not computed in.
+            CheckpointError: tensors that are missing, unknown, of another shape, of a type that is not computed in,
+                or that hold NaN or infinite values.
         """
-        keys = {name: self._key(name) for name in wanted}
+        keys = {name: self._averaged(self._key(name)) for name in wanted}
         found = {name: key for name, key in keys.items() if key in self._names}
         shapes = {name: self._tensors.shape(key) for name, key in found.items()}
         self.ignored = len(self._names) - len(found)
+        unknown, numbers = self._beside({self._key(name) for name in wanted})
+        self.left_out = self._said(keys, numbers)
         faults = list_faults(
             ("missing", [key for name, key in keys.items() if name not in found]),
-            ("not of this model", self._unknown(set(keys.values()))),
+            ("not of this model", unknown),
             (
                 "of another shape",
                 [
@@ -122,11 +151,34 @@ class SingleFile:
                 f"{self.path}: its tensors do not make a model: {'; '.join(faults)}; "
                 "pass the configuration that belongs to it, or download the file again"
             )
-        return {name: self._tensors.read(key).reshape(wanted[name].shape) for name, key in keys.items()}
+        tensors = {key: self._tensors.read(key) for key in found.values()}
+        if not self._allow_nonfinite:
+            check_finite(self.path, tensors)
+        return {name: tensors[key].reshape(wanted[name].shape) for name, key in keys.items()}
+
+    def _averaged(self, key: str) -> str:
+        """The name of a tensor's average where that is asked for and there, else its own."""
+        average = f"{self.decoder_home}{_AVERAGES}{key.removeprefix(self.decoder_home).replace('.', '')}"
+        return average if self._ema and average in self._averages else key
+
+    def _said(self, keys: Mapping[str, str], numbers: list[str]) -> str:
+        """What is to be said of averages and of numbers that are no weights."""
+        taken = len(self._averages.intersection(keys.values()))
+        said = []
+        if self._ema:
+            said.append(f"took the averages of {taken} of {len(keys)} tensors")
+        elif self._averages:
+            said.append(
+                f"left out {len(self._averages)} averages ({self.decoder_home}{_AVERAGES}*), which ema takes"
+            )
+        if numbers:
+            said.append(f"left out {first_names(sorted(numbers))}: no weights")
+        return "; ".join(said)
 
     def _find_encoder(self, asked: EncoderHome | None) -> str | None:
+        # One that is there in part is an error, and not a reason to take the other.
         wrapped = sorted((int(m[2]), m[1]) for m in map(_WRAPPED.fullmatch, self._names) if m)
-        own = f"{self.decoder_home}encoder.conv_in.weight" in self._names
+        own = any(name.startswith(f"{self.decoder_home}encoder.") for name in self._names)
         homes = {
             "conditioner": wrapped[0][1] if wrapped else None,
             "first_stage": self.decoder_home if own else None,
@@ -169,22 +221,30 @@ class SingleFile:
         name = name if self.temporal else image_name(name)
         return old if (old := f"{home}{old_name(name)}") in self._names else f"{home}{name}"
 
-    def _unknown(self, known: set[str]) -> list[str]:
-        """Tensors beside those of the autoencoder, where nothing else belongs."""
-        spare: dict[str, tuple[str, ...]] = {self.decoder_home: ("loss.",)}  # left from training
+    def _beside(self, known: set[str]) -> tuple[list[str], list[str]]:
+        """Tensors beside those of the autoencoder, where nothing else belongs: unknown ones, and single numbers."""
+        trained = ("loss.", _AVERAGES)  # left from training
+        spare: dict[str, tuple[str, ...]] = {self.decoder_home: trained}
         if self.encoder_home is not None and self.encoder_home != self.decoder_home:
             spare[self.decoder_home] += _ENCODER  # the encoder that was not chosen
             spare[self.encoder_home] = (
-                "loss.",
+                *trained,
                 "decoder.",
                 "post_quant_conv.",
             )  # the rest of what is wrapped
-        return [
+        beside = {
             name
             for name in self._names - known
             for home, parts in spare.items()
             if name.startswith(home) and not name.startswith(tuple(home + part for part in parts))
-        ]
+        }
+        numbers = {name for name in beside if self._is_number(name)}
+        return list(beside - numbers), list(numbers)
+
+    def _is_number(self, name: str) -> bool:
+        """Whether a tensor is a count or a setting of a trainer, such as `global_step`."""
+        shape = self._tensors.shape(name)
+        return not shape or (shape == [1] and not self._tensors.is_float(name))
 
 
 def _check_file(path: Path) -> None:

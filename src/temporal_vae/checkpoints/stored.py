@@ -145,6 +145,8 @@ class Stored(Published):  # type: ignore[misc]
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         encoder: EncoderHome | None = None,
+        ema: bool = False,
+        allow_nonfinite: bool = False,
         **options: Any,
     ) -> Self:
         """Load a model from one safetensors file, strictly.
@@ -157,6 +159,8 @@ class Stored(Published):  # type: ignore[misc]
             torch_dtype: to load in; by default that of the file.
             encoder: which one of an original checkpoint that holds two: `conditioner` (the default, and the one in
                 the folders that diffusers publishes) or `first_stage`.
+            ema: take the moving averages that the original trainer keeps (`model_ema.*`), where there are any.
+            allow_nonfinite: load weights that are NaN or infinite, too.
             **options: values of the configuration, such as `scaling_factor`, which no file tells (0.18215).
 
         Returns:
@@ -164,10 +168,10 @@ class Stored(Published):  # type: ignore[misc]
 
         Raises:
             CheckpointError: no such file, a pickle, a damaged file, an image autoencoder, or tensors that are missing,
-                extra or of another shape.
+                extra, of another shape, or not finite.
             ConfigError: a configuration that cannot be built.
         """
-        file = SingleFile(path, encoder=encoder)
+        file = SingleFile(path, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)
         model = convert.load(cls, file, config=config, subfolder=subfolder, options=options)
         return nn.Module.to(model, torch_dtype or common_dtype(model.parameters()))
 

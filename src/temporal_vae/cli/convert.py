@@ -30,6 +30,12 @@ variant_option = click.option(
 scaling_option = click.option(
     "--scaling-factor", type=float, help="To note in config.json. Default: that of IN, 0.18215 for a file."
 )
+ema_option = click.option(
+    "--ema", is_flag=True, help="Take the averages that the original trainer keeps (model_ema.*)."
+)
+nonfinite_option = click.option(
+    "--allow-nonfinite", is_flag=True, help="Take weights that are NaN or infinite, too."
+)
 
 
 @click.command()
@@ -43,6 +49,8 @@ scaling_option = click.option(
     help="Which one to take from an original checkpoint that holds two. Default: that of the conditioner.",
 )
 @click.option("--bare", is_flag=True, help="Write an original file of the first stage alone, without prefix.")
+@ema_option
+@nonfinite_option
 @dtype_option
 @scaling_option
 @json_option
@@ -54,8 +62,8 @@ def convert(
     encoder: EncoderHome | None,
     bare: bool,
     dtype: str | None,
-    scaling_factor: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Convert a checkpoint to or from its original layout.
 
@@ -65,7 +73,7 @@ def convert(
     _check_target(target)
     if bare and Path(target).suffix != ".safetensors":
         raise click.UsageError("--bare is for an OUT that ends in .safetensors")
-    vae, found = _load(source, subfolder, variant, encoder, scaling_factor)
+    vae, found = _load(source, subfolder, variant, encoder, **options)
     _write(vae, target, dtype, bare=bare)
     _report(target, {"source": source, "target": target, **found, **_describe(vae)}, as_json)
 
@@ -81,6 +89,8 @@ def convert(
     is_flag=True,
     help="Move the latents, so that frames are those of the image decoder at their border, too.",
 )
+@ema_option
+@nonfinite_option
 @dtype_option
 @scaling_option
 @json_option
@@ -105,26 +115,32 @@ def _load(
     subfolder: str | None,
     variant: str | None,
     encoder: EncoderHome | None,
+    *,
+    ema: bool,
+    allow_nonfinite: bool,
     scaling_factor: float | None,
 ) -> tuple[AutoencoderKLTemporalDecoder, dict[str, Any]]:
     """The model in a file or a folder, and what is to be said of where it was."""
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
     from temporal_vae.checkpoints import convert
-    from temporal_vae.checkpoints.loading import stored_dtype
+    from temporal_vae.checkpoints.loading import check_finite, stored_dtype
     from temporal_vae.checkpoints.single_file import SingleFile
 
     options = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     folder = Path(source) / (subfolder or "")
     if folder.is_dir():
-        if encoder is not None:
-            raise click.UsageError("--encoder is for an IN that is an original checkpoint")
+        for name, given in (("--encoder", encoder is not None), ("--ema", ema)):
+            if given:
+                raise click.UsageError(f"{name} is for an IN that is an original checkpoint")
         _check_kind(folder / "config.json")
         dtype = stored_dtype(folder, variant)
         vae = AutoencoderKLTemporalDecoder.from_pretrained(
             source, subfolder=subfolder, variant=variant, torch_dtype=dtype, **options
         )
+        if not allow_nonfinite:
+            check_finite(folder, convert.own_weights(vae))
         return vae, {"layout": "diffusers", "ignored_tensors": 0}
-    file = SingleFile(source, encoder=encoder)
+    file = SingleFile(source, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)
     vae = convert.load(AutoencoderKLTemporalDecoder, file, options=options)
     return vae, {
         "layout": file.layout,
@@ -178,10 +194,17 @@ def _write(vae: AutoencoderKLTemporalDecoder, target: str, dtype: str | None, *,
     import torch
 
     from temporal_vae.checkpoints.convert import save_single_file
+    from temporal_vae.checkpoints.loading import first_names, nonfinite
     from temporal_vae.video.outputs import complete_or_nothing
 
     if dtype is not None:
+        before = nonfinite(vae.state_dict())
         torch.nn.Module.to(vae, getattr(torch, dtype))
+        if lost := [name for name in nonfinite(vae.state_dict()) if name not in before]:
+            raise InputError(
+                f"--dtype {dtype}: {len(lost)} tensors hold values that are too large for it ({first_names(lost)}); "
+                "use bfloat16 or float32"
+            )
     with complete_or_nothing(target) as unfinished:
         if unfinished.suffix == ".safetensors":
             save_single_file(vae, unfinished, bare=bare)
