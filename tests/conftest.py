@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,18 +40,38 @@ def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """
     import torch  # not above: threads are set first
 
-    from temporal_vae.engine import run
-    from temporal_vae.model.decoder import TemporalDecoder
-    from temporal_vae.model.encoder import Encoder
+    from temporal_vae.engine import gate, run
 
-    def unwanted(*_: object) -> None:
-        pytest.fail(f"this is to be computed by the {request.param}")
+    why = gate.reason
+
+    def unwanted(*why: object) -> None:
+        pytest.fail(f"this is to be computed by the {request.param}: {why}")
 
     if request.param == "modules":
         monkeypatch.setattr(run, "encode", unwanted)
         monkeypatch.setattr(run, "decode", unwanted)
     else:
-        monkeypatch.setattr(Encoder, "forward", unwanted)
-        monkeypatch.setattr(TemporalDecoder, "forward", unwanted)
+        monkeypatch.setattr(
+            gate, "reason", lambda *situation: unwanted(found) if (found := why(*situation)) else None
+        )
     with torch.set_grad_enabled(request.param == "modules"):
         yield {"modules": 1e-5, "engine": 2e-5}[request.param]
+
+
+@pytest.fixture
+def by_engine(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the engine computed: "encode" and "decode"."""
+    from temporal_vae.engine import run
+
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, compute: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            calls[name] += 1
+            return compute(*arguments)
+
+        return call
+
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(run, name, counted(name, getattr(run, name)))
+    return calls

@@ -7,7 +7,6 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import (
-    Attention,
     AttnProcessor,
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
@@ -20,6 +19,7 @@ from oracle import TINY, Theirs, assert_close, config, noise, pair, randomise
 from refusals import refused
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
+from temporal_vae.engine import passes
 from temporal_vae.errors import InputError, MemoryLimitError
 
 ATTENDING = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentions run
@@ -183,21 +183,25 @@ def test_set_processors_by_name(ours):
 
 
 def test_the_engine_knows_the_attention_that_comes_with_the_network(ours, monkeypatch):
-    """It computes it by itself, in less memory; where somebody changed something inside, the module is called."""
+    """It computes it by itself, in less memory; with another processor, the module is called."""
     calls = []
-    forward = Attention.forward
-    monkeypatch.setattr(
-        Attention, "forward", lambda self, *a, **k: calls.append(self) or forward(self, *a, **k)
-    )
+    add = passes.add_attention
+    monkeypatch.setattr(passes, "add_attention", lambda *a: calls.append(a[1]) or add(*a))
     expected = run(ours)
-    assert not calls
-    hook = ours.decoder.mid_block.attentions[0].to_q.register_forward_hook(lambda *_: None)
+    attentions = [*ours.encoder.mid_block.attentions, *ours.decoder.mid_block.attentions]
+    assert set(calls) == set(attentions)
+    calls.clear()
+    ours.set_attn_processor(AttnProcessor())
     assert_close(run(ours), expected)
-    assert set(calls) == {ours.decoder.mid_block.attentions[0]}
+    assert not calls
+    ours.set_attn_processor(AttnProcessor2_0())
+    hook = attentions[1].to_q.register_forward_hook(lambda *_: None)
+    assert_close(run(ours), expected)
+    assert set(calls) == set(attentions[:1])  # the decoder's modules run
     hook.remove()
     calls.clear()
     assert torch.equal(run(ours), expected)
-    assert not calls
+    assert set(calls) == set(attentions)
 
 
 def test_custom_processor_is_called(ours):

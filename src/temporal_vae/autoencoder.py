@@ -193,21 +193,30 @@ class AutoencoderKLTemporalDecoder(Stored):
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
     def _encoded(self, x: Tensor) -> Tensor:
-        if not self._runs_in_engine(self.encoder, x):
+        numbers = self._numbers("in_channels", "latent_channels", "block_out_channels", "layers_per_block")
+        if not self._runs_in_engine(self.encoder, x, Encoder, numbers):
             return self.encoder(x)
         n, _, height, width = x.shape
         plan = self._planned(x.device, lambda limit: self._plan_encode(x, n, height, width, limit))
         return run.encode(self.encoder, x, plan, counter(plan.work))
 
     def _decoded(self, z: Tensor, num_frames: int) -> Tensor:
-        if not self._runs_in_engine(self.decoder, z):
-            return self.decoder(z, num_frames)
+        numbers = self._numbers("latent_channels", "out_channels", "block_out_channels", "layers_per_block")
+        if not self._runs_in_engine(self.decoder, z, TemporalDecoder, numbers):
+            # As diffusers calls it: one that was put here may be of the published class, or wrap it.
+            indicator = torch.zeros(len(z) // num_frames, num_frames, dtype=z.dtype, device=z.device)
+            return self.decoder(z, num_frames=num_frames, image_only_indicator=indicator)
         height, width = (self.spatial_factor * size for size in z.shape[-2:])
         clips = len(z) // num_frames
         plan = self._planned(
             z.device, lambda limit: self._plan_decode(z, num_frames, height, width, limit, clips)
         )
         return run.decode(self.decoder, z, plan, counter(plan.work))
+
+    def _numbers(self, *names: str) -> dict[str, Any]:
+        """Values of the configuration, as they can be compared."""
+        values = {name: self.config[name] for name in names}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
     # Streams
 
@@ -360,19 +369,28 @@ class AutoencoderKLTemporalDecoder(Stored):
     def _example(self) -> Tensor:
         return self.quant_conv.weight
 
-    def _runs_in_engine(self, part: nn.Module, x: Tensor) -> bool:
-        """Whether the engine may compute what a part would; if something hides the network from it, say so once."""
-        if not gate.wanted(part, x):
+    def _runs_in_engine(
+        self, part: nn.Module, x: Tensor, kind: type[nn.Module], numbers: Mapping[str, Any]
+    ) -> bool:
+        """Whether the engine may compute what a part would; if it may not, say once why, where that matters."""
+        if torch.compiler.is_compiling():
             return False
-        reason = gate.obstacle(part, x)
-        if reason is not None and reason not in self._said:
-            self._said.add(reason)
-            logger.warning(
-                "%s runs as plain modules, without the engine and its memory limit: %s",
-                type(part).__name__,
-                reason,
+        reason = gate.reason(part, x, kind, numbers)
+        if reason is None:
+            return True
+        call = "encode" if kind is Encoder else "decode"
+        if self.memory_limit is not None:
+            self._say_once(
+                f"{call}: the memory limit is not kept, since the plain modules run: {reason.text}; {reason.remedy}"
             )
-        return reason is None
+        elif not reason.ordinary:
+            self._say_once(f"{call}: the plain modules run, without the engine: {reason.text}")
+        return False
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
 
     # Attention processors
 

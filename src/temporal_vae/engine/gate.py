@@ -1,110 +1,109 @@
 """When the engine may stand in for the modules.
 
-The engine reads weights and computes by itself what the modules would compute. Where somebody replaced a module, hooked
-it, or wants gradients or a traced graph, only the modules know what is meant: then they run.
+The engine reads weights and computes by itself what the modules would compute. That is right for the network as it was
+built, run by the functions that came with it, on plain numbers. Where anything else is there, or where gradients,
+graphs or derivatives are recorded, only the modules know what is meant: then they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrize
+from torch.utils._device import DeviceContext
 
-from temporal_vae.model import blocks, decoder, encoder
+from temporal_vae.engine import originals
+from temporal_vae.engine.structure import Unknown, difference, known
 
-_KNOWN = {
-    nn.Conv2d,
-    nn.GroupNorm,
-    nn.ModuleList,
-    blocks.TemporalConv,
-    blocks.SpatialResBlock,
-    blocks.TemporalResBlock,
-    blocks.SpatioTemporalResBlock,
-    blocks.TimeMixer,
-    blocks.Downsample,
-    blocks.Upsample,
-    decoder.MidBlockTemporalDecoder,
-    decoder.UpBlockTemporalDecoder,
-    decoder.TemporalDecoder,
-    encoder.UNetMidBlock2D,
-    encoder.DownEncoderBlock2D,
-    encoder.Encoder,
-}
-_KNOWN_IN_ATTENTION = {Attention, nn.GroupNorm, nn.Linear, nn.Dropout, nn.ModuleList}
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def wanted(part: nn.Module, x: Tensor) -> bool:
-    """Whether a call in this situation is one for the engine at all: not while gradients or graphs are recorded."""
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
-        return False
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch.is_autocast_enabled(x.device.type)
-        or type(x) is not Tensor
-        or x.device.type not in ("cpu", "cuda")
-    )
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why the modules run instead of the engine, and what to do about it, in words."""
+
+    text: str
+    remedy: str
+    ordinary: bool  # how people work: nobody need be told, but where a memory limit is set
 
 
-def obstacle(part: nn.Module, x: Tensor) -> str | None:
-    """What keeps the engine from seeing through an encoder or decoder, in a few words; None if nothing does."""
-    if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
-        return "hooks on all modules"
-    for name, module in _visible(part):
-        if type(module) not in _KNOWN and not isinstance(module, Attention):
-            return f"{name} is a {type(module).__name__}"
-        reason = _hidden(module, x, parameters=not isinstance(module, Attention))
-        if reason is not None:
-            return f"{name}{reason}"
+def reason(
+    part: nn.Module, x: Tensor, kind: Callable[..., nn.Module], numbers: Mapping[str, Any]
+) -> Reason | None:
+    """Why a part of the model must compute `x` by itself; None if the engine may.
+
+    Args:
+        part: the encoder or decoder that is there.
+        x: what it is called with.
+        kind: the class that should be there.
+        numbers: what it is built with by the configuration.
+    """
+    found = _situation(x)
+    if found is not None:
+        return found
+    with torch._C.DisableTorchFunction():  # a default device watches every look at a tensor
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
+            remedy = "if you want none, call it within torch.no_grad() or torch.inference_mode()"
+            return Reason("gradients are recorded", remedy, ordinary=True)
+        obstacle = _obstacle(part, x, kind, numbers)
+    if obstacle is not None:
+        return Reason(obstacle, "only the network as it was built can be limited", ordinary=False)
+    if _modes() or torch.is_grad_enabled():  # what a foreign processor does with them, nobody knows
+        attentions = (module for module in part.modules() if isinstance(module, Attention))
+        if not all(map(is_plain, attentions)):
+            remedy = "compute without gradients and without a default device"
+            return Reason("attention has a processor of its own", remedy, ordinary=True)
     return None
 
 
-def is_plain(attention: Attention, x: Tensor) -> bool:
-    """Whether an attention is the one of the network with the processor it comes with, so that the engine knows it."""
-    return (
-        type(attention.processor) is AttnProcessor2_0
-        and not attention.fused_projections
-        and attention.heads == 1
-        and all(
-            type(module) in _KNOWN_IN_ATTENTION
-            and _hidden(module, x, parameters=True) is None
-            and not (isinstance(module, nn.Dropout) and module.p)
-            for module in attention.modules()
-        )
-    )
+def is_plain(attention: Attention) -> bool:
+    """Whether an attention has the processor that it comes with, so that the engine knows it."""
+    return type(attention.processor) is AttnProcessor2_0 and not attention.fused_projections
 
 
-def _hidden(module: nn.Module, x: Tensor, *, parameters: bool) -> str | None:
-    """What makes a module more than its class and its parameters; the end of a sentence that begins with its name."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return " has hooks"
-    if "forward" in vars(module):
-        return " has a forward of its own"
-    if parametrize.is_parametrized(module):
-        return " is parametrised"
-    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        return f" pads with {module.padding_mode}"
-    for key, parameter in module.named_parameters(recurse=False) if parameters else ():
-        if type(parameter) not in (nn.Parameter, Tensor):
-            return f".{key} is a {type(parameter).__name__}"
-        if parameter.dtype != x.dtype or parameter.device != x.device:
-            return f".{key} is {parameter.dtype} on {parameter.device}"
+def _modes() -> list[Any]:
+    return torch.overrides._get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
+
+
+def _situation(x: Tensor) -> Reason | None:
+    """What the caller does beside computing numbers, or with what."""
+    for happens, text, remedy in (
+        (torch._C._get_tracing_state() is not None, "it is traced", "trace without a memory limit"),
+        (
+            forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None,
+            "a function transform is at work (torch.func, forward-mode derivatives)",
+            "call it outside of that",
+        ),
+        (
+            torch._C._len_torch_dispatch_stack() > 0
+            or any(type(mode) is not DeviceContext for mode in _modes()),
+            "a mode watches the operations of torch",
+            "call it outside of that",
+        ),
+        (torch.is_autocast_enabled(x.device.type), "autocast is on", "convert the model with vae.to(dtype)"),
+        (type(x) not in (Tensor, nn.Parameter), f"the input is a {type(x).__name__}", "pass a plain tensor"),
+        (x.layout != torch.strided, f"the input is {x.layout}", "pass a plain tensor"),
+        (x.device.type not in ("cpu", "cuda"), f"the device is {x.device}", "take a CPU or a CUDA device"),
+        (x.dtype not in _TYPES, f"the type is {x.dtype}", "take float32, float16, bfloat16 or float64"),
+    ):
+        if happens:
+            return Reason(text, remedy, ordinary=True)
     return None
 
 
-def _visible(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules that the engine reads itself. Attention runs as it is: what is inside is its own affair."""
-    for name, module in part.named_modules():
-        if not any(isinstance(parent, Attention) for parent in _parents(part, name)):
-            yield name or "the model", module
-
-
-def _parents(part: nn.Module, name: str) -> Iterator[nn.Module]:
-    path = name.split(".")
-    for depth in range(1, len(path)):
-        yield part.get_submodule(".".join(path[:depth]))
+def _obstacle(
+    part: nn.Module, x: Tensor, kind: Callable[..., nn.Module], numbers: Mapping[str, Any]
+) -> str | None:
+    """What keeps the engine from seeing through a part, in words; None if nothing does."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "there are hooks on all modules"
+    try:
+        return originals.replaced() or difference(part, known(kind, **numbers), x)
+    except Unknown as unknown:
+        return str(unknown)

@@ -266,7 +266,7 @@ def attend(context: Context, frames: Frames, attention: Attention, moments: Mome
     gathered = []
     for frame in range(frames.count):
         with frames.borrow(frame, context.pool) as values:
-            if is_plain(attention, values):
+            if is_plain(attention):
                 norm = affine(moments.of([frame]), cast("nn.GroupNorm", attention.group_norm))
                 add_attention(values, attention, norm, context.pool)
             else:

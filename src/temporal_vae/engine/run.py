@@ -63,6 +63,7 @@ def _context(plan: Plan, example: Tensor, advance: Advance) -> Iterator[Context]
         elif plan.spill_bytes:
             store = HostMemory(plan.spill_bytes, device)
         stack_.enter_context(workers.at_work())
+        stack_.enter_context(torch._C.DisableTorchFunction())  # buffers are not for the default device
         yield Context(
             kernels=kernels_for(device, example.dtype, workers),
             workers=workers,

@@ -193,7 +193,7 @@ class HostMemory(_Store):
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         super().__init__()
-        self._memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._memory = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
 
     def read(self, target: Tensor, offset: int) -> None:
         """Fill a contiguous tensor."""

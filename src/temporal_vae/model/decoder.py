@@ -90,7 +90,9 @@ class TemporalDecoder(Checkpointable):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.time_conv_out = conv_over_time(out_channels, out_channels)
 
-    def forward(self, latents: Tensor, num_frames: int = 1) -> Tensor:
+    def forward(
+        self, latents: Tensor, num_frames: int = 1, image_only_indicator: Tensor | None = None
+    ) -> Tensor:
         x = self.conv_in(latents)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, num_frames, self.runner)
