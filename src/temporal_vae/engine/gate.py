@@ -22,6 +22,7 @@ from temporal_vae.engine import originals
 from temporal_vae.engine.structure import Unknown, difference, known
 
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_OUTSIDE = "call it outside of that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,17 @@ def reason(
         kind: the class that should be there.
         numbers: what it is built with by the configuration.
     """
-    found = _situation(x)
+    found = _situation()
     if found is not None:
         return found
     with torch._C.DisableTorchFunction():  # a default device watches every look at a tensor
+        found = _input(x)
+        if found is not None:
+            return found
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
             remedy = "if you want none, call it within torch.no_grad() or torch.inference_mode()"
             return Reason("gradients are recorded", remedy, ordinary=True)
-        obstacle = _obstacle(part, x, kind, numbers)
+    obstacle = _obstacle(part, x, kind, numbers)
     if obstacle is not None:
         return Reason(obstacle, "only the network as it was built can be limited", ordinary=False)
     if _modes() or torch.is_grad_enabled():  # what a foreign processor does with them, nobody knows
@@ -71,30 +75,41 @@ def _modes() -> list[Any]:
     return torch.overrides._get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
 
 
-def _situation(x: Tensor) -> Reason | None:
-    """What the caller does beside computing numbers, or with what."""
-    for happens, text, remedy in (
+def _situation() -> Reason | None:
+    """What the caller does beside computing numbers."""
+    transforms = forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    watched = torch._C._len_torch_dispatch_stack() > 0
+    return _first(
         (torch._C._get_tracing_state() is not None, "it is traced", "trace without a memory limit"),
+        (transforms, "a function transform is at work (torch.func, forward-mode derivatives)", _OUTSIDE),
         (
-            forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None,
-            "a function transform is at work (torch.func, forward-mode derivatives)",
-            "call it outside of that",
-        ),
-        (
-            torch._C._len_torch_dispatch_stack() > 0
-            or any(type(mode) is not DeviceContext for mode in _modes()),
+            watched or any(type(mode) is not DeviceContext for mode in _modes()),
             "a mode watches the operations of torch",
-            "call it outside of that",
+            _OUTSIDE,
         ),
-        (torch.is_autocast_enabled(x.device.type), "autocast is on", "convert the model with vae.to(dtype)"),
+    )
+
+
+def _input(x: Tensor) -> Reason | None:
+    """What makes an input one for the modules."""
+    device = x.device.type
+    known = device in ("cpu", "cuda")
+    return _first(
+        (
+            known and torch.is_autocast_enabled(device),
+            "autocast is on",
+            "convert the model with vae.to(dtype) instead",
+        ),
         (type(x) not in (Tensor, nn.Parameter), f"the input is a {type(x).__name__}", "pass a plain tensor"),
         (x.layout != torch.strided, f"the input is {x.layout}", "pass a plain tensor"),
-        (x.device.type not in ("cpu", "cuda"), f"the device is {x.device}", "take a CPU or a CUDA device"),
+        (not known, f"the device is {device}", "take a CPU or a CUDA device"),
         (x.dtype not in _TYPES, f"the type is {x.dtype}", "take float32, float16, bfloat16 or float64"),
-    ):
-        if happens:
-            return Reason(text, remedy, ordinary=True)
-    return None
+    )
+
+
+def _first(*cases: tuple[bool, str, str]) -> Reason | None:
+    """The first case that is true."""
+    return next((Reason(text, remedy, ordinary=True) for holds, text, remedy in cases if holds), None)
 
 
 def _obstacle(
@@ -104,6 +119,8 @@ def _obstacle(
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "there are hooks on all modules"
     try:
-        return originals.replaced() or difference(part, known(kind, **numbers), x)
+        network = known(kind, **numbers)
     except Unknown as unknown:
         return str(unknown)
+    with torch._C.DisableTorchFunction():
+        return originals.replaced() or difference(part, network, x)
