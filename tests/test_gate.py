@@ -222,6 +222,9 @@ CHANGES = {
     "compiled call": lambda part: setattr(
         part, "_compiled_call_impl", lambda *a, **k: torch.zeros(2, 8, 3, 3)
     ),
+    "output scale": lambda part: setattr(spatial(part), "output_scale_factor", 2.0),
+    "nonlinearity": lambda part: setattr(spatial(part), "nonlinearity", nn.GELU()),
+    "last activation": lambda part: setattr(part, "conv_act", nn.ReLU()),
     "forward hook": lambda part: part.conv_out.register_forward_hook(lambda m, a, out: 2 * out),
     "pre-hook": lambda part: part.conv_out.register_forward_pre_hook(lambda m, a: (2 * a[0],)),
     "hook with keywords": lambda part: part.register_forward_hook(
@@ -278,6 +281,7 @@ TEMPORAL = {
     "mixer replaced": lambda block: setattr(block, "time_mixer", Second()),
     "mixer's forward": lambda block: setattr(block.time_mixer, "forward", lambda spatial, *_: spatial),
     "temporal block gone": lambda block: setattr(block, "temporal_res_block", nn.Identity()),
+    "temporal nonlinearity": lambda block: setattr(block.temporal_res_block, "nonlinearity", nn.Tanh()),
     "temporal eps": lambda block: setattr(block.temporal_res_block.norm2, "eps", 0.3),
     "temporal padding": lambda block: setattr(block.temporal_res_block.conv1, "padding", (0, 0, 0)),
     "a temporal convolution of 1": lambda block: setattr(
@@ -358,7 +362,7 @@ FUNCTIONS = {
     "F of our blocks": (blocks, "F", nn.functional.__class__("F")),
 }
 blocks_f = FUNCTIONS["F of our blocks"][2]
-blocks_f.__dict__.update({**vars(F), "silu": torch.tanh})
+blocks_f.__dict__.update({**vars(F), "conv2d": doubled(F.conv2d), "pad": lambda x, _: F.pad(x, (1, 0, 1, 0))})
 
 
 @pytest.mark.parametrize(("home", "name", "function"), FUNCTIONS.values(), ids=FUNCTIONS)

@@ -201,6 +201,54 @@ def test_parts_of_diffusers(models, by_engine):
     assert_close(theirs(FRAMES, num_frames=2).sample, expected[0], 2e-5)
 
 
+def activated(model):
+    """Other activations, and a factor that diffusers' blocks have."""
+    model.encoder.conv_act, model.decoder.conv_act = nn.GELU(), nn.Tanh()
+    for block in (
+        model.encoder.down_blocks[1].resnets[0],
+        model.decoder.mid_block.resnets[0].spatial_res_block,
+    ):
+        block.nonlinearity, block.output_scale_factor = nn.Hardswish(), 1.5
+    model.decoder.up_blocks[0].resnets[0].temporal_res_block.nonlinearity = nn.ReLU()
+
+
+@torch.no_grad()
+def test_activations_and_scales_are_where_diffusers_has_them(models, by_engine):
+    for model in models:
+        activated(model)
+    found, expected = (model(FRAMES, num_frames=2).sample for model in models)
+    assert_close(found, expected)
+    assert not by_engine
+
+
+def grouped(conv):
+    conv.groups, conv.weight = 2, nn.Parameter(conv.weight[:, ::2].detach().clone())
+
+
+OVER_TIME = {
+    "dilation": lambda conv: conv.__dict__.update(dilation=(2, 1, 1), padding=(2, 0, 0)),
+    "padding by name": lambda conv: conv.__dict__.update(padding="same"),
+    "padding mode": lambda conv: conv.__dict__.update(
+        padding_mode="circular", _reversed_padding_repeated_twice=[0, 0, 0, 0, 1, 1]
+    ),
+    "groups": grouped,
+    "3x3 pixels": lambda conv: (
+        conv.__dict__.update(padding=(1, 1, 1))
+        or setattr(conv, "weight", nn.Parameter(conv.weight.detach().repeat(1, 1, 1, 3, 3)))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OVER_TIME.values(), ids=OVER_TIME)
+@torch.no_grad()
+def test_convolutions_over_time_changed_in_place(models, by_engine, change):
+    for model in models:
+        change(model.decoder.up_blocks[0].resnets[0].temporal_res_block.conv2)
+    found, expected = (model.decode(LATENTS, num_frames=2).sample for model in models)
+    assert_close(found, expected)
+    assert not by_engine
+
+
 @torch.no_grad()
 def test_wrapped_parts(ours, by_engine):
     expected = ours.decoder(LATENTS, num_frames=2)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from temporal_vae.engine import originals
 
-# Attributes of every module that decide what it computes; others (names of what is saved, hooks of gradients, whether
-# it trains) do not.
-_DECIDE = ("_buffers", "_forward_hooks", "_forward_pre_hooks")
+# Attributes of every module that decide what it computes; the others (buffers, hooks of gradients, whether it trains)
+# do not.
+_DECIDE = ("_forward_hooks", "_forward_pre_hooks")
 # What an attention may have besides: it is then called as it is, one frame at a time.
 _PROCESSING = ("processor", "fused_projections")
 _ADDED = ("processor", "to_qkv")
@@ -142,7 +142,7 @@ def _which(found: dict[str, Any], values: dict[str, Any]) -> str:
     for name, value in values.items():
         if not _holds(found, {name: value}):
             if name in _DECIDE:
-                return " has hooks" if "hooks" in name else " has buffers"
+                return " has hooks"
             return f".{name} is {found.get(name, 'missing')!r:.80}, not {value!r:.80}"
     raise AssertionError("no attribute differs")
 

@@ -41,7 +41,10 @@ class Checkpointable(nn.Module):
 
 
 class SpatialResBlock(nn.Module):
-    """Residual block of 3x3 convolutions; normalises each frame by itself. `(n, c, h, w) -> (n, out, h, w)`."""
+    """Residual block of 3x3 convolutions; normalises each frame by itself. `(n, c, h, w) -> (n, out, h, w)`.
+
+    `nonlinearity` and `output_scale_factor` are where tools that change them look for them.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -49,12 +52,15 @@ class SpatialResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=SPATIAL_EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nonlinearity = nn.SiLU()
+        self.output_scale_factor = 1.0  # what the result is divided by
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        h = self.conv1(self.nonlinearity(self.norm1(x)))
+        h = self.conv2(self.nonlinearity(self.norm2(h)))
+        h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return h if self.output_scale_factor == 1 else h / self.output_scale_factor
 
 
 class TemporalConv(nn.Conv3d):
@@ -62,11 +68,17 @@ class TemporalConv(nn.Conv3d):
 
     It couples no pixels, so it runs as a 2D convolution with kernel (k,1) over the image `(t, h*w)`: the same
     numbers, several times faster than Conv3d on a CPU, and on devices without Conv3d. From outside it is a Conv3d
-    like any other, so that adapters and quantisers know what to do with it.
+    like any other, so that adapters and quantisers know what to do with it; made to couple pixels, it is one.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        image = F.conv2d(input.flatten(3), self.weight.squeeze(-1), self.bias, padding=self.padding[:2])
+        pixels = self.weight.shape[3:], self.stride, self.padding[1:], self.padding_mode
+        if pixels != ((1, 1), (1, 1, 1), (0, 0), "zeros"):
+            return super().forward(input)
+        padding, dilation = self.padding[:2], self.dilation[:2]
+        image = F.conv2d(
+            input.flatten(3), self.weight.squeeze(-1), self.bias, 1, padding, dilation, self.groups
+        )
         return image.unflatten(3, input.shape[-2:])
 
 
@@ -87,10 +99,11 @@ class TemporalResBlock(nn.Module):
         self.conv1 = conv_over_time(channels, channels)
         self.norm2 = nn.GroupNorm(GROUPS, channels, eps=TEMPORAL_EPS)
         self.conv2 = conv_over_time(channels, channels)
+        self.nonlinearity = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.nonlinearity(self.norm1(x)))
+        h = self.conv2(self.nonlinearity(self.norm2(h)))
         return x + h
 
 

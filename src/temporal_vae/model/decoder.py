@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from temporal_vae.model.blocks import (
@@ -87,6 +86,7 @@ class TemporalDecoder(Checkpointable):
             for level in range(len(block_out_channels))
         )
         self.conv_norm_out = nn.GroupNorm(GROUPS, widths[-1], eps=SPATIAL_EPS)
+        self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.time_conv_out = conv_over_time(out_channels, out_channels)
 
@@ -96,5 +96,5 @@ class TemporalDecoder(Checkpointable):
         x = self.conv_in(latents)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, num_frames, self.runner)
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from temporal_vae.model.blocks import (
@@ -77,6 +76,7 @@ class Encoder(Checkpointable):
         )
         self.mid_block = UNetMidBlock2D(last)
         self.conv_norm_out = nn.GroupNorm(GROUPS, last, eps=SPATIAL_EPS)
+        self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(last, 2 * latent_channels, 3, padding=1)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -84,4 +84,4 @@ class Encoder(Checkpointable):
         for block in self.down_blocks:
             x = block(x, self.runner)
         x = self.mid_block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
