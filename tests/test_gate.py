@@ -1,5 +1,6 @@
 """What the engine may not stand in for: networks that somebody changed, and functions that somebody replaced."""
 
+import copy
 import re
 
 import pytest
@@ -18,9 +19,14 @@ SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentio
 FRAMES, LATENTS = noise(2, 3, 16, 16), noise(2, 4, 4, 6)
 
 
-@pytest.fixture
-def ours():
+@pytest.fixture(scope="module")
+def as_built():
     return pair(**SMALL)[0]
+
+
+@pytest.fixture
+def ours(as_built):
+    return copy.deepcopy(as_built)
 
 
 def encoded(model):
@@ -423,3 +429,19 @@ def test_hooks_on_all_modules(ours, by_engine):
 def test_originals_are_there():
     assert originals.replaced() is None
     assert originals.rebuilt() is None
+
+
+def test_functions_replaced_before_we_were_imported():
+    mine = [
+        ("F", {}, "silu", lambda x: x),
+        ("Conv2d", {}, "forward", property(lambda self: None)),
+        ("F", {}, "pad", object()),
+    ]
+    for place in mine:
+        assert originals._foreign([place]) == f"{place[0]}.{place[2]} was replaced"
+    assert (
+        originals._foreign(
+            [("F", vars(F), name, vars(F)[name]) for name in ("silu", "conv2d", "interpolate")]
+        )
+        is None
+    )

@@ -1,5 +1,6 @@
 """Calls that only modules can answer: derivatives, graphs, modes, foreign parts; and what a memory limit has to say."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -25,9 +26,14 @@ SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}
 FRAMES, LATENTS = noise(2, 3, 16, 16), noise(2, 4, 4, 6)
 
 
-@pytest.fixture
-def models():
+@pytest.fixture(scope="module")
+def as_built():
     return pair(**SMALL)
+
+
+@pytest.fixture
+def models(as_built):
+    return copy.deepcopy(as_built)
 
 
 @pytest.fixture

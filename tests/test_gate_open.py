@@ -19,6 +19,16 @@ FRAMES, LATENTS = noise(2, 3, 16, 16), noise(2, 4, 4, 6)
 ENGINE = 2e-5  # how far the engine may be from the modules, of the output's scale
 
 
+@pytest.fixture(scope="module")
+def as_built():
+    return pair(**SMALL)
+
+
+@pytest.fixture
+def models(as_built):
+    return copy.deepcopy(as_built)
+
+
 def both(model):
     parameter = next(model.parameters())
     x, z = FRAMES.to(parameter), LATENTS.to(parameter)
@@ -157,8 +167,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
-def test_goes_through_the_engine(by_engine, caplog, tmp_path, way):
-    model = way(*pair(**SMALL), tmp_path)
+def test_goes_through_the_engine(models, by_engine, caplog, tmp_path, way):
+    model = way(*models, tmp_path)
     found = both(model)
     assert by_engine == {"encode": 1, "decode": 1}
     x, z = FRAMES.to(found[0].dtype), LATENTS.to(found[0].dtype)
