@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from temporal_vae import __version__
 from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
@@ -62,13 +63,17 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One graph: the module it is made of, how its axes are called, and the inputs it is traced and tried at."""
+    """One graph: the module it is made of, how its axes are called, and the inputs it is traced and tried at.
+
+    `smallest` is the least length of a spatial axis; of the others it is 1.
+    """
 
     name: str
     module: nn.Module
     input: str
     outputs: tuple[str, ...]
     axes: dict[int, str]
+    smallest: int
     traced: tuple[int, ...]
     tried: list[tuple[int, ...]]
 
@@ -126,9 +131,8 @@ def export_torch(
 ) -> list[Exported]:
     """Write `encoder.pt2` and `decoder.pt2` to a new folder, archives that `torch.export.load` reads.
 
-    `torch.export.load(file).module()` is the graph to call; the encoder's smallest picture is `2*f` pixels a side. The
-    metadata of `export_onnx` lies in the archive as the extra file `metadata.json`. Reading an archive unpickles parts
-    of it: it is no format to take from strangers.
+    `torch.export.load(file).module()` is the graph to call. The metadata of `export_onnx` lies in the archive as the
+    extra file `metadata.json`. Reading an archive unpickles parts of it: it is no format to take from strangers.
 
     Args:
         vae: a model in float32, float16 or bfloat16.
@@ -195,8 +199,9 @@ def _parts(vae: AutoencoderKLTemporalDecoder, frames: int | None) -> list[_Part]
             input="frames",
             outputs=("mean", "logvar"),
             axes={0: "batch", 2: "height", 3: "width"},
+            smallest=f,
             traced=(2, c, 6 * f, 10 * f),
-            tried=[(1, c, 3 * f, 2 * f), (3, c, 6 * f - 1, 4 * f + 1)],
+            tried=[(1, c, f, 3 * f), (3, c, 6 * f - 1, 4 * f + 1)],
         ),
         _Part(
             name="decoder",
@@ -204,8 +209,9 @@ def _parts(vae: AutoencoderKLTemporalDecoder, frames: int | None) -> list[_Part]
             input="latents",
             outputs=("frames",),
             axes={0: "clips", **time, 3: "height", 4: "width"},
+            smallest=1,
             traced=(2, frames or 3, z, 6, 10),
-            tried=[(1, frames or 1, z, 3, 2), (1, frames or 5, z, 1, 7), (3, frames or 2, z, 5, 4)],
+            tried=[(1, frames or 1, z, 3, 1), (1, frames or 5, z, 1, 7), (3, frames or 2, z, 5, 4)],
         ),
     ]
 
@@ -256,7 +262,25 @@ def _write_torch(part: _Part, sample: Tensor, metadata: dict[str, str], file: Pa
     program = torch.export.export(part.module, (sample,), dynamic_shapes=(axes,), strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # where the code lies on this machine
+    _widen(program, part)
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _widen(program: ExportedProgram, part: _Part) -> None:
+    """Let a graph take the sizes that it computes rightly, not only those for which tracing proved its strides.
+
+    Tracing takes no axis for 1 that it did not see as 1, and writes down what it concluded about memory layouts of
+    intermediate tensors, on which no operator of these graphs depends. That they don't is tried, at the least of sizes.
+    """
+    if hasattr(program, "_guards_code"):  # torch before 2.9 wrote down the ranges alone
+        program._guards_code = []
+    sample = next(
+        node for node in program.graph.nodes if node.op == "placeholder" and node.name == part.input
+    )
+    for axis, name in part.axes.items():
+        symbol = sample.meta["val"].shape[axis].node.expr
+        least = part.smallest if name in ("height", "width") else 1
+        program.range_constraints[symbol] = ValueRanges(least, program.range_constraints[symbol].upper)
 
 
 def _read_torch(part: _Part, file: Path) -> Graph:
