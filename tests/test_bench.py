@@ -52,6 +52,7 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_whole_run(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contestants, "is_installed", lambda module: module != "openvino")
     names = [f"--contestant={name}" for name in ("temporal-vae", "diffusers", "openvino", "onnxruntime")]

@@ -159,5 +159,6 @@ def test_published_decode(published):
     assert_close(mine, other, 5e-5)
 
 
+@pytest.mark.slow
 def test_published_gradients():
     compare_gradients(SVD, dtype=torch.float32, tolerance=5e-5, clips=1, frames=2, size=(32, 32))

@@ -157,7 +157,14 @@ def compiled(call, backend):
     return torch.compile(call, fullgraph=True, backend=backend)
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder", "encode", "decode", "forward"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "encode",
+        "decode",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("encoder", "decoder", "forward")),
+    ],
+)
 def test_compiles_without_a_graph_break(ours, part):
     fast = compiled(getattr(ours, part), "aot_eager")
     calls = {
@@ -171,6 +178,7 @@ def test_compiles_without_a_graph_break(ours, part):
         assert_close(calls[part](fast), calls[part](getattr(ours, part)), ENGINE)
 
 
+@pytest.mark.slow
 def test_compiles_for_training(ours):
     def loss(model):
         return model(FRAMES, num_frames=2).sample.square().mean()
@@ -214,7 +222,7 @@ def test_export_encoder(ours):
     assert_exports(ours.encoder, (FRAMES,), shapes, [(noise(1, 3, 8, 32),), (noise(3, 3, 22, 10),)])
 
 
-@pytest.mark.parametrize("frames", [1, 4])
+@pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_export_decoder(ours, frames):
     height, width = sides(128)
     shapes = ({2: height, 3: width}, None)

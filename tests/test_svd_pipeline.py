@@ -160,6 +160,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_loaded_in_a_fresh_process(saved, tmp_path):
     """`import temporal_vae` is enough; diffusers imports no package just because a folder names it."""
     z, latents, frames = noise(3, 4, 4, 4), tmp_path / "z.pt", tmp_path / "x.pt"

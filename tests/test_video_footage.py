@@ -43,7 +43,15 @@ def test_what_the_files_are(name, width, height, rate, frames, matrix, sound):
     assert stamps == [n / Fraction(rate) for n in range(frames)]
 
 
-@pytest.mark.parametrize("name", ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4", "rabbit.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bikes.mp4",
+        pytest.param("bigbuckbunny.mp4", marks=pytest.mark.slow),
+        "carphone_pristine.mp4",
+        pytest.param("rabbit.mp4", marks=pytest.mark.slow),
+    ],
+)
 def test_a_part_comes_back_as_it_was(tmp_path, name):
     source = find(name)
     with VideoReader(source, start=2, frames=24) as reader:
