@@ -18,7 +18,7 @@ from temporal_vae.engine.storage import SpillFile
 pytestmark = pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
 
 CONFIGS = [((128, 256, 512, 512), 2), ((96, 96, 96), 1), ((64,), 1), ((32, 160), 2), ((256, 64, 128), 1)]
-MOST_PIXELS = 2**21  # of all frames
+MOST_PIXELS = 2**20  # of all frames
 
 
 def empty(widths, layers):
