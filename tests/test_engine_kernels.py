@@ -34,7 +34,10 @@ FIXED = (
 )
 MACHINES = {"this": None, "AVX2": (8, 6, 2), "NEON": (4, 12, 2), "odd": (8, 4, 1)}
 
-pytestmark = pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor"),
+]
 
 
 @pytest.fixture(params=MACHINES.values(), ids=MACHINES)
@@ -45,11 +48,7 @@ def machine(request, monkeypatch):
         lanes, rows, columns = request.param
         other = replace(here, lanes=lanes, rows=rows, columns=columns)
         monkeypatch.setattr(processor, "host", lambda: other)
-    for compiled in (native_code.spatial, native_code.temporal):
-        compiled.cache_clear()
-    yield processor.host()
-    for compiled in (native_code.spatial, native_code.temporal):
-        compiled.cache_clear()
+    return processor.host()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from temporal_vae.video.latents import LatentReader, LatentWriter
 from temporal_vae.video.reader import VideoReader
 from temporal_vae.video.writer import VideoWriter
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 FRAMES, HEIGHT, WIDTH = 9, 35, 46  # sizes that a factor of 4 does not divide
 SOON = 30  # seconds within which what must happen has happened
 CUT = {"clip_frames": 4, "overlap": 1}

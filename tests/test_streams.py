@@ -19,6 +19,8 @@ from temporal_vae.engine.progress import reporting
 from temporal_vae.errors import InputError, MemoryLimitError
 from temporal_vae.streams import stream
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 SOON = 20  # seconds within which what must happen has happened
 
 

@@ -1,19 +1,22 @@
 """Threads that work on tiles side by side.
 
 Each thread takes the next tile when it is done with one, keeps it in its own cache and uses torch with a single
-thread of its own: tiles are independent, so nobody waits for anybody until the pass is over.
+thread of its own: tiles are independent, so nobody waits for anybody until the pass is over. A single worker is a
+thread too, and so computes the same to the bit as several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from threading import Event, Lock
 from typing import TypeVar
 
 import torch
+
+from temporal_vae.engine.threads import use_one_torch_thread
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -32,17 +35,9 @@ class Workers:
     @contextmanager
     def at_work(self) -> Iterator[Workers]:
         """Start the threads, and end them afterwards."""
-        if self.count == 1:
-            yield self
-            return
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(
-            self.count, "temporal-vae", initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ThreadPoolExecutor(self.count, "temporal-vae", initializer=use_one_torch_thread) as pool:
             self._pool = pool
             try:
-                self.run(lambda job, worker: None, range(self.count))
-                torch.set_num_threads(threads)  # per thread, but it also sets what threads to come get
                 yield self
             finally:
                 self._pool = None
@@ -73,23 +68,30 @@ class Workers:
 
         def loop(worker: int) -> None:
             with torch.inference_mode(inference), torch.set_grad_enabled(grad), self._stream(worker):
-                while not stop.is_set() and (index := next(tickets)) < len(jobs):
-                    result = work(jobs[index], worker)
-                    with lock:
-                        waiting[index] = result
-                        if not self._streams:  # what another stream computes is not there yet
-                            hand_over()
+                try:
+                    while not stop.is_set() and (index := next(tickets)) < len(jobs):
+                        result = work(jobs[index], worker)
+                        with lock:
+                            waiting[index] = result
+                            if not self._streams:  # what another stream computes is not there yet
+                                hand_over()
+                except BaseException:
+                    stop.set()  # for all workers, at their next tile
+                    raise
 
         for stream in self._streams or ():
             stream.wait_stream(torch.cuda.current_stream(self._device))
+        loops: list[Future[None]] = []
         try:
             if self._pool is None:
                 loop(0)
             else:
-                for done in [self._pool.submit(loop, worker) for worker in range(min(self.count, len(jobs)))]:
-                    done.result()
+                loops = [self._pool.submit(loop, worker) for worker in range(min(self.count, len(jobs)))]
+                for ended in as_completed(loops):
+                    ended.result()
         finally:
-            stop.set()  # an error or interrupt ends the pass for all workers at their next tile
+            stop.set()  # an interrupt of the caller ends the pass too
+            wait(loops)
         for stream in self._streams or ():
             torch.cuda.current_stream(self._device).wait_stream(stream)
         hand_over()

@@ -15,7 +15,6 @@ which `products.py` may compute in integers. Activations are `(h, w, c)`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import simd
@@ -23,6 +22,7 @@ from temporal_vae.engine.kernels.minimal import F11, F43, Filtering, Matrix, sho
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
 from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
 from temporal_vae.engine.processor import Machine
+from temporal_vae.engine.threads import once
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SPATIAL = (
@@ -35,25 +35,29 @@ TEMPORAL = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=16)
 def spatial(dtype: Scalar, activate: bool) -> simd.Kernel:
     """The 3x3 kernel for activations of `dtype`, with norm and SiLU before it or without."""
-    machine = _machine()
+    return _spatial(_machine(), dtype, activate)
 
+
+def temporal(dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.Kernel:
+    """The (3,1,1) kernel, or the 1x1 one, for activations of `dtype`.
+
+    `rest` is the number of frames that are left over when a clip is cut into fours, or ones.
+    """
+    return _temporal(_machine(), dtype, activate, pointwise, rest)
+
+
+@once
+def _spatial(machine: Machine, dtype: Scalar, activate: bool) -> simd.Kernel:
     def emit(b: Builder, machine: Machine, **arguments: Value) -> None:
         _Spatial(b, machine, dtype, activate, arguments).emit()
 
     return simd.compile_kernel(emit, SPATIAL, machine)
 
 
-@lru_cache(maxsize=16)
-def temporal(dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.Kernel:
-    """The (3,1,1) kernel, or the 1x1 one, for activations of `dtype`.
-
-    `rest` is the number of frames that are left over when a clip is cut into fours, or ones.
-    """
-    machine = _machine()
-
+@once
+def _temporal(machine: Machine, dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.Kernel:
     def emit(b: Builder, machine: Machine, **arguments: Value) -> None:
         _Temporal(b, machine, dtype, activate, arguments).emit(F11 if pointwise else F43, rest)
 

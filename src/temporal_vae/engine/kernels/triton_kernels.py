@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from temporal_vae.engine.threads import once
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -144,7 +145,7 @@ def _launch(
     _jit(kernel)[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
 
 
-@cache
+@once
 def _jit(kernel: Callable[..., None]) -> Any:
     """`kernel` made launchable. The kernels below name `tl` and `constexpr`, which triton looks up as globals."""
     global tl, constexpr
