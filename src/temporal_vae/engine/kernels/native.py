@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ class NativeKernels:
         self.inputs_multiple = machine.lanes
         self.outputs_multiple = machine.lanes * machine.columns
         self._workers = workers
+        self._dtype = dtype
         self._name: simd.Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
         self._fixed = processor.arithmetic("cpu", self._name) == "int16"
 
@@ -127,36 +127,53 @@ class NativeKernels:
         add: bool = False,
     ) -> Moments:
         """3x3 convolution of rows; `source` reaches one row further, but for the border of the picture."""
-        rows, width, outputs = target.data.shape
+        rows, width, outputs = *target.data.shape[:2], weights.outputs
         sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
-        work = self._room(weights, F43.points**2, scratch)
         across = -(-width // TILE)
-        source_row, target_row = (_row_bytes(x) for x in (source, target))
-        output = target.data.data_ptr() - target.first * target_row
+        itemsize, enlarge = self._dtype.itemsize, int(weights.enlarge)
+        small = width >> enlarge
+        source_row, target_row = small * weights.inputs * itemsize, width * outputs * itemsize
+        _check_rows(source, target, enlarge)
+        output = address("target", target.data, self._dtype, rows, width, outputs) - target.first * target_row
+        first = address("source", source.data, self._dtype, len(source.data), small, weights.inputs)
         native_code.spatial(self._name, affine is not None)(
-            source.data.data_ptr() - source.first * source_row,
+            first - source.first * source_row,
             source_row,
             output,
             target_row,
             output if add else 0,
             target_row,
-            affine.scale.data_ptr() if affine else 0,
-            affine.shift.data_ptr() if affine else 0,
-            weights.values.data_ptr(),
-            0 if weights.factors is None else weights.factors.data_ptr(),
-            weights.bias.data_ptr(),
+            *self._pending(weights, affine),
+            *self._weights(weights, F43.points**2),
             sums.data_ptr(),
-            work.data_ptr(),
+            self._room(weights, F43.points**2, scratch).data_ptr(),
             weights.inputs,
             outputs,
             target.height,
             width,
-            int(weights.enlarge),
+            enlarge,
             target.first // TILE * across,
             -(-(target.first + rows) // TILE) * across,
             BLOCK,
         )
         return Moments.of_sums(rows * width, sums)
+
+    def _pending(self, weights: PackedWeights, affine: Affine | None) -> tuple[int, int]:
+        """Addresses of scale and shift."""
+        if affine is None:
+            return 0, 0
+        scale = address("scale", affine.scale, torch.float32, weights.inputs)
+        return scale, address("shift", affine.shift, torch.float32, weights.inputs)
+
+    def _weights(self, weights: PackedWeights, points: int) -> tuple[int, int, int]:
+        """Addresses of weights, factors and bias."""
+        inputs, outputs, panel = weights.inputs, weights.outputs, self.outputs_multiple
+        kind = torch.int16 if self._fixed else torch.float32
+        values = address("weights", weights.values, kind, points, outputs // panel, inputs, panel)
+        factors = 0
+        if self._fixed:
+            factors = address("factors", weights.factors, torch.float32, points, outputs)
+        return values, factors, address("bias", weights.bias, torch.float32, outputs)
 
     def _room(self, weights: PackedWeights, points: int, scratch: Scratch) -> Tensor:
         """Scratch of a kernel."""
@@ -166,10 +183,8 @@ class NativeKernels:
     def pointwise(self, source: Rows, target: Rows, weights: PackedWeights, scratch: Scratch) -> Moments:
         """1x1 convolution of the rows of `target`."""
         start = target.first - source.first
-        pixels = source.data[start : start + len(target.data)].view(-1, weights.inputs)
-        return self._over_time(
-            [pixels], [target.data.view(-1, weights.outputs)], weights, None, scratch, add=False
-        )
+        pixels = source.data[start : start + len(target.data)].flatten(0, 1)
+        return self._over_time([pixels], [target.data.flatten(0, 1)], weights, None, scratch, add=False)
 
     def temporal(
         self,
@@ -194,22 +209,21 @@ class NativeKernels:
         *,
         add: bool,
     ) -> Moments:
-        frames, pixels = len(sources), len(sources[0])
+        frames, pixels = len(targets), len(targets[0])
+        if len(sources) != frames:
+            raise RuntimeError(f"a kernel was given {len(sources)} frames to read and {frames} to write")
         sums = torch.zeros((frames, 2, weights.outputs), dtype=torch.float64)
-        work = self._room(weights, weights.filtering.points, scratch)
-        inputs, outputs = _addresses(sources), _addresses(targets)
+        inputs = _table("source", sources, self._dtype, pixels, weights.inputs)
+        outputs = _table("target", targets, self._dtype, pixels, weights.outputs)
         rest = frames % weights.filtering.outputs
         native_code.temporal(self._name, affine is not None, weights.filtering is F11, rest)(
             inputs.ctypes.data,
             outputs.ctypes.data,
             outputs.ctypes.data if add else 0,
-            affine.scale.data_ptr() if affine else 0,
-            affine.shift.data_ptr() if affine else 0,
-            weights.values.data_ptr(),
-            0 if weights.factors is None else weights.factors.data_ptr(),
-            weights.bias.data_ptr(),
+            *self._pending(weights, affine),
+            *self._weights(weights, weights.filtering.points),
             sums.data_ptr(),
-            work.data_ptr(),
+            self._room(weights, weights.filtering.points, scratch).data_ptr(),
             weights.inputs,
             weights.outputs,
             frames,
@@ -241,9 +255,41 @@ def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     return conv.bias
 
 
-def _row_bytes(rows: Rows) -> int:
-    return prod(rows.data.shape[1:]) * rows.data.element_size()
+def address(operand: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
+    """Where the values of an operand begin that native code reads or writes as `shape` of `dtype`, row after row.
+
+    Native code looks at nothing itself: whatever is handed to it passes here.
+
+    Raises:
+        RuntimeError: the operand is something else; native code would run past its end.
+    """
+    if (
+        tensor is None
+        or tensor.shape != shape
+        or tensor.dtype != dtype
+        or tensor.device.type != "cpu"
+        or not tensor.is_contiguous()
+    ):
+        found = "nothing" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        raise RuntimeError(f"a kernel reads {operand} as {shape} of {dtype}, contiguous; it is {found}")
+    return tensor.data_ptr()
 
 
-def _addresses(tensors: list[Tensor]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+def _check_rows(source: Rows, target: Rows, enlarge: int) -> None:
+    """Whether the kernel's tiles end where the target does, and the source has every row that they read."""
+    first, end, height = target.first, target.first + len(target.data), target.height
+    whole = first % TILE == 0 and (end % TILE == 0 or end == height) and 0 <= first < end <= height
+    top, bottom = max(0, first - 1) >> enlarge, min(end, height - 1) >> enlarge
+    there = 0 <= source.first <= top and bottom < source.first + len(source.data) <= source.height
+    if not whole or not there or source.height << enlarge != height or target.data.shape[1] & enlarge:
+        raise RuntimeError(
+            f"a kernel writes rows {first} to {end} of {height} from rows {source.first} to "
+            f"{source.first + len(source.data)} of {source.height}, enlarged by {1 << enlarge}"
+        )
+
+
+def _table(
+    operand: str, tensors: list[Tensor], dtype: torch.dtype, *shape: int
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The addresses of the frames of a clip."""
+    return np.array([address(operand, tensor, dtype, *shape) for tensor in tensors], dtype=np.int64)
