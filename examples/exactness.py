@@ -35,7 +35,7 @@ AMPLIFICATION = 40  # of the errors in the picture
 
 def whole(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Tensor:
     """The plain modules on the whole clip: the reference."""
-    return vae.decoder(latents, len(latents))
+    return vae.decoder(latents, num_frames=len(latents))
 
 
 def blended_tiles(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from oracle import config, error, randomise
-from torch import Tensor, nn
+from torch import Tensor
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.engine import budget, run
@@ -23,7 +23,7 @@ ENGINE = 2e-5  # how far the engine may be from the modules in float32, of the o
 def build(dtype: torch.dtype = torch.float32, **options) -> AutoencoderKLTemporalDecoder:
     """A model with random weights, the same in every type."""
     model = randomise(AutoencoderKLTemporalDecoder(**config(**options))).eval()
-    return nn.Module.to(model, dtype)  # that of diffusers warns
+    return model.to(dtype)
 
 
 def network_of(model: AutoencoderKLTemporalDecoder, channels: int) -> Network:

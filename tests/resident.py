@@ -66,7 +66,7 @@ def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: t
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         layers_per_block=layers,
     )
-    model = torch.nn.Module.to(model, getattr(torch, dtype)).eval()
+    model = model.to(getattr(torch, dtype)).eval()
     planner = model.plan_decode if job == "decode" else model.plan_encode
     request = {"num_frames": frames, "height": size[0], "width": size[1]}
     peaks = [rung.peak for rung in planner(**request).ladder]

@@ -41,7 +41,7 @@ def whole(deep):
     """Two clips of three frames by the modules, and their latents."""
     z = noise(6, 4, 5, 7)
     with torch.no_grad():
-        return z, deep.decoder(z, 3)
+        return z, deep.decoder(z, num_frames=3)
 
 
 # Every configuration, on every rung
@@ -54,7 +54,7 @@ def test_decode(options, rung):
     model = build(**options)
     z = noise(6, model.config.latent_channels, 3, 5)
     with tiles(4, 9):
-        assert_close(decode(model, z, 3, rung, workers=2), model.decoder(z, 3), ENGINE)
+        assert_close(decode(model, z, 3, rung, workers=2), model.decoder(z, num_frames=3), ENGINE)
 
 
 @each_encoder_rung
@@ -75,7 +75,7 @@ def test_float64(options):
     z, x = noise(3, model.config.latent_channels, 3, 5), noise(2, model.config.in_channels, 17, 13)
     with tiles(4, 5):
         for rung in ("whole", "rematerialise and recompute", "spill"):
-            assert_close(decode(model, z.double(), 3, rung), model.decoder(z.double(), 3), 1e-12)
+            assert_close(decode(model, z.double(), 3, rung), model.decoder(z.double(), num_frames=3), 1e-12)
         for rung in ENCODER_RUNGS:
             assert_close(encode(model, x.double(), rung), model.encoder(x.double()), 1e-12)
 
@@ -96,7 +96,7 @@ def test_runs_of_one_pixel(deep):
     z = noise(3, 4, 2, 3)
     with tiles(4, 1):
         for rung in ("whole", "recompute temporal"):
-            assert_close(decode(deep, z, 3, rung), deep.decoder(z, 3), ENGINE)
+            assert_close(decode(deep, z, 3, rung), deep.decoder(z, num_frames=3), ENGINE)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
@@ -137,9 +137,9 @@ SIZES = [(1, 1), (1, 2), (1, 9), (9, 1), (2, 3), (4, 4), (5, 7), (11, 13), (3, 5
 @torch.no_grad()
 def test_latents_of_every_size(deep, size):
     z = noise(2, 4, *size)
-    exact = build(torch.float64, **DEEP).decoder(z.double(), 2)
+    exact = build(torch.float64, **DEEP).decoder(z.double(), num_frames=2)
     for rung in ("whole", "rematerialise and recompute", "spill"):
-        assert_as_exact(decode(deep, z, 2, rung), deep.decoder(z, 2), exact)
+        assert_as_exact(decode(deep, z, 2, rung), deep.decoder(z, num_frames=2), exact)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 4), (4, 7), (7, 6), (9, 40), (31, 8), (23, 29), (13, 53)])
@@ -156,7 +156,7 @@ def test_frames_of_every_size(deep, size):
 def test_clips_of_every_length(frames):
     model = build(block_out_channels=(64,), layers_per_block=1)
     z = noise(frames, 4, 3, 5)
-    expected = model.decoder(z, frames)
+    expected = model.decoder(z, num_frames=frames)
     for rung in ("whole", "recompute temporal", "spill"):
         assert_close(decode(model, z, frames, rung), expected, ENGINE)
 
@@ -243,8 +243,8 @@ def test_any_decode(index, dtype, frames, clips, size, rung, workers):
     found = decode(built[index, dtype], z, frames, rung, workers)
     assert torch.isfinite(found).all()
     if dtype == torch.float32:
-        exact = built[index, torch.float64].decoder(z.double(), frames)
-        assert_as_exact(found, built[index, dtype].decoder(z, frames), exact)
+        exact = built[index, torch.float64].decoder(z.double(), num_frames=frames)
+        assert_as_exact(found, built[index, dtype].decoder(z, num_frames=frames), exact)
 
 
 @given(
@@ -271,9 +271,9 @@ def test_any_limit(index, frames, size, share, encoded):
     peaks = [plan(network, rung, **settings).peak for rung in rungs]
     limit = int(min(peaks) + share * (max(peaks) - min(peaks)))
     made = plan(network, *rungs, limit=limit, **settings)
-    arguments = (x,) if encoded else (x, frames)
+    options = {} if encoded else {"num_frames": frames}
     found = compute(getattr(model, part), x, made, lambda amount: None)
-    assert_as_exact(found, getattr(model, part)(*arguments), getattr(exact, part)(x.double(), *arguments[1:]))
+    assert_as_exact(found, getattr(model, part)(x, **options), getattr(exact, part)(x.double(), **options))
 
 
 @given(

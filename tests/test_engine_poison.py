@@ -62,7 +62,7 @@ def kernels(request, monkeypatch):
 @torch.no_grad()
 def test_decode(poisoned, kernels, rung):
     model, z = build(**DEEP), noise(4, 4, 3, 5)
-    expected = model.decoder(z, 2)
+    expected = model.decoder(z, num_frames=2)
     with tiles(4, 7):
         assert_close(decode(model, z, 2, rung, workers=2), expected, ENGINE)
     assert {"fresh", "scratch"} <= set(poisoned)

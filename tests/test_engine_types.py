@@ -30,7 +30,11 @@ def errors(dtype, seed):
     """For decode and encode: what the engine makes of it, the modules, and the exact result."""
     exact, half = models(dtype, seed)
     z, x = noise(4, 4, 8, 12, seed=seed), noise(2, 3, 32, 24, seed=seed)
-    yield decode(half, z.to(dtype), 4), half.decoder(z.to(dtype), 4), exact.decoder(z.double(), 4)
+    yield (
+        decode(half, z.to(dtype), 4),
+        half.decoder(z.to(dtype), num_frames=4),
+        exact.decoder(z.double(), num_frames=4),
+    )
     yield encode(half, x.to(dtype)), half.encoder(x.to(dtype)), exact.encoder(x.double())
 
 
@@ -69,6 +73,6 @@ def test_what_is_not_kept_is_not_rounded(dtype, rung):
     """A rung may round less than another, never more."""
     exact, half = models(dtype, seed=0)
     z = noise(4, 4, 8, 12)
-    expected = exact.decoder(z.double(), 4)
+    expected = exact.decoder(z.double(), num_frames=4)
     kept, lean = (decode(half, z.to(dtype), 4, name) for name in ("whole", rung))
     assert root_mean_square(lean, expected) < 1.05 * root_mean_square(kept, expected)

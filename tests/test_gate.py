@@ -285,8 +285,8 @@ TEMPORAL = {
         block.time_mixer, "mix_factor", nn.Parameter(torch.linspace(-3, 3, 64).view(64, 1, 1, 1))
     ),
     "mixer replaced": lambda block: setattr(block, "time_mixer", Second()),
-    "mixer's forward": lambda block: setattr(block.time_mixer, "forward", lambda spatial, *_: spatial),
-    "temporal block gone": lambda block: setattr(block, "temporal_res_block", nn.Identity()),
+    "mixer's forward": lambda block: setattr(block.time_mixer, "forward", lambda x_spatial, **_: x_spatial),
+    "temporal block gone": lambda block: setattr(block, "temporal_res_block", First()),
     "temporal nonlinearity": lambda block: setattr(block.temporal_res_block, "nonlinearity", nn.Tanh()),
     "temporal eps": lambda block: setattr(block.temporal_res_block.norm2, "eps", 0.3),
     "temporal padding": lambda block: setattr(block.temporal_res_block.conv1, "padding", (0, 0, 0)),
@@ -299,9 +299,14 @@ TEMPORAL = {
 }
 
 
+class First(nn.Module):
+    def forward(self, input_tensor, temb):
+        return input_tensor
+
+
 class Second(nn.Module):
-    def forward(self, spatial, temporal):
-        return temporal
+    def forward(self, x_spatial, x_temporal, image_only_indicator=None):
+        return x_temporal
 
 
 @pytest.mark.parametrize("change", TEMPORAL.values(), ids=TEMPORAL)

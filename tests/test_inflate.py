@@ -75,7 +75,7 @@ def test_the_modules_agree_too():
     theirs = without_bias()
     vae = inflate(theirs).vae
     z = noise(4, 4, 4, 6)
-    assert_close(vae.decoder(z, 4), theirs.decode(z).sample, CLOSE)
+    assert_close(vae.decoder(z, num_frames=4), theirs.decode(z).sample, CLOSE)
 
 
 # The bias of post_quant_conv

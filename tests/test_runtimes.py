@@ -169,7 +169,7 @@ def test_compiles_without_a_graph_break(ours, part):
     fast = compiled(getattr(ours, part), "aot_eager")
     calls = {
         "encoder": lambda call: call(FRAMES),
-        "decoder": lambda call: call(LATENTS, 2),
+        "decoder": lambda call: call(LATENTS, num_frames=2),
         "encode": lambda call: call(FRAMES).latent_dist.parameters,
         "decode": lambda call: call(LATENTS, num_frames=2).sample,
         "forward": lambda call: call(FRAMES, num_frames=2).sample,
@@ -225,8 +225,8 @@ def test_export_encoder(ours):
 @pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_export_decoder(ours, frames):
     height, width = sides(128)
-    shapes = ({2: height, 3: width}, None)
-    assert_exports(ours.decoder, (LATENTS, frames), shapes, [(noise(4, 4, 5, 7), frames)])
+    shapes = ({2: height, 3: width}, None, None)
+    assert_exports(ours.decoder, (LATENTS, None, frames), shapes, [(noise(4, 4, 5, 7), None, frames)])
 
 
 @pytest.mark.slow  # sympy reasons half a minute about products of three unknowns
@@ -236,6 +236,7 @@ def test_export_decoder_for_any_number_of_clips():
     shapes = (
         {0: 3 * Dim("clips", min=2, max=16), 2: height, 3: width},
         None,
+        None,
     )  # torch treats a 1 as a case of its own
-    others = [(noise(12, 4, 5, 7), 3), (noise(9, 4, 6, 4), 3)]
-    assert_exports(ours.decoder, (noise(6, 4, 8, 6), 3), shapes, others)
+    others = [(noise(12, 4, 5, 7), None, 3), (noise(9, 4, 6, 4), None, 3)]
+    assert_exports(ours.decoder, (noise(6, 4, 8, 6), None, 3), shapes, others)

@@ -7,6 +7,8 @@ weights, same calls, same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from logging import LogRecord as Record
+from logging import getLogger as get_logger
 from typing import Any
 
 import torch
@@ -138,7 +140,7 @@ class AutoencoderKLTemporalDecoder(Stored):
             InputError: wrong rank, channels or type, or a frame smaller than `f` pixels.
         """
         if not torch.compiler.is_compiling():
-            check_frames(x, channels=self.config.in_channels, smallest=self.spatial_factor)
+            check_frames(x, channels=_channels_into(self.encoder), smallest=self.spatial_factor)
         posterior = DiagonalGaussianDistribution(self.quant_conv(self._encoded(x)))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -160,7 +162,7 @@ class AutoencoderKLTemporalDecoder(Stored):
             InputError: wrong rank, channels or type, or a batch that `num_frames` does not divide.
         """
         if not torch.compiler.is_compiling():
-            check_latents(z, num_frames, channels=self.config.latent_channels)
+            check_latents(z, num_frames, channels=_channels_into(self.decoder))
         frames = self._decoded(z, num_frames)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
@@ -259,7 +261,7 @@ class AutoencoderKLTemporalDecoder(Stored):
         """
 
         def decode(clip: Tensor) -> Tensor:
-            check_latents(clip, 1, channels=self.config.latent_channels)
+            check_latents(clip, 1, channels=_channels_into(self.decoder))
             return self.decode(clip, num_frames=len(clip)).sample
 
         return stream(decode, clips)
@@ -439,5 +441,19 @@ def _drop_fused_projections(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
     """Keep the copies that `fuse_qkv_projections` makes out of the state dict."""
-    for key in [key for key in state_dict if ".to_qkv." in key]:
+    for key in [key for key in state_dict if key.startswith(prefix) and ".to_qkv." in key]:
         del state_dict[key]
+
+
+def _channels_into(part: nn.Module) -> int | None:
+    """How many channels an encoder or decoder takes; None for one that is wrapped so that nobody can tell."""
+    channels = getattr(getattr(part, "conv_in", None), "in_channels", None)
+    return channels if isinstance(channels, int) else None
+
+
+def _says_something(record: Record) -> bool:
+    """Whether this is not the warning of each `.to(dtype)` that modules should stay in float32, none of them."""
+    return "should be kept in float32: []" not in record.getMessage()
+
+
+get_logger("diffusers.models.modeling_utils").addFilter(_says_something)

@@ -51,7 +51,7 @@ def check_config(
         raise ConfigError(f"configuration: scaling_factor={scaling_factor!r} must be a number above 0")
 
 
-def check_frames(x: Any, *, channels: int, smallest: int) -> None:
+def check_frames(x: Any, *, channels: int | None, smallest: int) -> None:
     """Raise `InputError` unless `x` can be encoded; `smallest` is the least height and width in pixels."""
     _check_batch("encode", x, channels)
     if min(x.shape[-2:]) < smallest:
@@ -61,7 +61,7 @@ def check_frames(x: Any, *, channels: int, smallest: int) -> None:
         )
 
 
-def check_latents(z: Any, num_frames: Any, *, channels: int) -> None:
+def check_latents(z: Any, num_frames: Any, *, channels: int | None) -> None:
     """Raise `InputError` unless `z` can be decoded as clips of `num_frames`."""
     _check_batch("decode", z, channels)
     if not _is_count(num_frames) or z.shape[0] % num_frames:
@@ -71,7 +71,7 @@ def check_latents(z: Any, num_frames: Any, *, channels: int) -> None:
         )
 
 
-def _check_batch(call: str, x: Any, channels: int) -> None:
+def _check_batch(call: str, x: Any, channels: int | None) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"{call}: got a {type(x).__name__}; pass a float tensor {_AXES}")
     if x.ndim != 4:
@@ -80,7 +80,7 @@ def _check_batch(call: str, x: Any, channels: int) -> None:
         )
     if not x.is_floating_point():
         raise InputError(f"{call}: got {x.dtype}; pass a float tensor, frames as values in [-1, 1]")
-    if x.shape[1] != channels:
+    if channels is not None and x.shape[1] != channels:
         raise InputError(
             f"{call}: got {x.shape[1]} channels, {tuple(x.shape)}; this model takes {channels}: {_AXES}"
         )

@@ -7,6 +7,7 @@ written without it. The conditioner of an original checkpoint keeps an encoder w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from temporal_vae.checkpoints.loading import first_names, one_line, read_object
 from temporal_vae.checkpoints.names import QUANT_CONV, sgm_name
 from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
-from temporal_vae.errors import CheckpointError, InputError
+from temporal_vae.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
@@ -64,6 +65,10 @@ def load(
     if config is None and file.layout == "diffusers" and beside.is_file():
         config = read_object(beside)
     given = _configuration(model_class, config, subfolder)
+    if strange := unknown_keys(model_class, options or {}):
+        raise ConfigError(
+            f"configuration: unknown keys {', '.join(strange)}; pass what the class's constructor takes"
+        )
     with torch.device("meta"):
         model = model_class.from_config({**found, **given, **(options or {})})
     model.load_state_dict(_state(file, model), assign=True)
@@ -120,6 +125,12 @@ def identity(channels: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(zip(QUANT_CONV, (weight, bias), strict=True))
 
 
+def unknown_keys(model_class: type[nn.Module], config: Mapping[str, Any]) -> list[str]:
+    """Names in a configuration that are no arguments of the model's constructor."""
+    known = {*signature(model_class.__init__).parameters, "quantization_config"}
+    return sorted(key for key in config if not key.startswith("_") and key not in known)
+
+
 def lacks_encoder(model: nn.Module) -> bool:
     """Whether a model was read from a file without encoder: its encoder is NaN all over."""
     weight = dict(model.named_parameters()).get("encoder.conv_in.weight")
@@ -134,18 +145,25 @@ def own_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def guard_encoder(model: nn.Module) -> None:
     """Make an encoder without weights say so when it is used, until it is given some."""
-    if not lacks_encoder(model):
-        return
+    if lacks_encoder(model):
+        model.get_submodule("encoder").register_forward_pre_hook(_Guard(model))
 
-    def refuse(encoder: nn.Module, _: Any) -> None:
-        if lacks_encoder(model):
+
+class _Guard:
+    """A hook of an encoder, gone once there are weights. An object, so that it is copied and pickled with the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, encoder: nn.Module, _: Any) -> None:
+        if lacks_encoder(self._model):
             raise CheckpointError(
                 "encode: the checkpoint of this model has no encoder; take that of another file: "
                 "vae.encoder, vae.quant_conv = other.encoder, other.quant_conv"
             )
-        handle.remove()
-
-    handle = model.get_submodule("encoder").register_forward_pre_hook(refuse)
+        hooks = encoder._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is self]:
+            del hooks[key]
 
 
 def _configuration(

@@ -95,7 +95,7 @@ class _Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         clips, frames = latents.shape[:2]
-        return self.decoder(latents.flatten(0, 1), frames).unflatten(0, (clips, frames))
+        return self.decoder(latents.flatten(0, 1), num_frames=frames).unflatten(0, (clips, frames))
 
 
 def export_onnx(

@@ -135,7 +135,7 @@ def inflate(
     if difference:
         logger.warning(_BORDER, image.name, difference, len(_SIZES) * (len(_DEVIATIONS) + 1))
     dtype = common_dtype(image.state.values())
-    return Inflated(vae=nn.Module.to(vae, dtype).eval(), difference=difference, latent_shift=shift)
+    return Inflated(vae=vae.to(dtype).eval(), difference=difference, latent_shift=shift)
 
 
 def _read(

@@ -45,7 +45,8 @@ def load_strictly(
         "output_loading_info": True,
     }
     try:
-        with _quiet():  # diffusers warns of what is refused below
+        # diffusers warns of what is refused below
+        with without("Some weights of ", "An error occurred while trying to fetch"):
             model, info = load(source, **options)
     except TemporalVaeError:
         raise
@@ -74,9 +75,12 @@ def load_strictly(
 
 def share_parameters(source: nn.Module, target: nn.Module) -> None:
     """Put the very parameters of `source` into `target`, a model of the same configuration."""
-    parameters = dict(source.named_parameters())
+    parameters = {plain_name(name): parameter for name, parameter in source.named_parameters()}
     own = dict(target.named_parameters())
-    layers = {name for name, layer in source.named_modules() if _replaced(layer, target, name)}
+    modules = {
+        plain_name(name): layer for name, layer in source.named_modules()
+    }  # what is inside of a wrapper comes last
+    layers = {name for name, layer in modules.items() if _replaced(layer, target, name)}
     faults = list_faults(
         ("missing", [name for name in own if name not in parameters]),
         ("not of this model", [name for name in parameters if name not in own]),
@@ -97,6 +101,11 @@ def share_parameters(source: nn.Module, target: nn.Module) -> None:
         setattr(target.get_submodule(module), leaf, parameter)
 
 
+def plain_name(name: str) -> str:
+    """The name of a part, whether `torch.compile` has wrapped what it lies in or not."""
+    return ".".join(word for word in name.split(".") if word != "_orig_mod")
+
+
 def _replaced(layer: nn.Module, target: nn.Module, name: str) -> bool:
     """Tell whether `target` has a layer of torch under this name, and `source` one that computes something else."""
     own = dict(target.named_modules()).get(name)
@@ -106,20 +115,22 @@ def _replaced(layer: nn.Module, target: nn.Module, name: str) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what diffusers says of weights that do not fit: they are refused with an exception."""
+def without(*beginnings: str) -> Iterator[None]:
+    """Drop messages of diffusers that begin so: what they say is said otherwise."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(
-            ("Some weights of ", "An error occurred while trying to fetch")
-        )
+        return not record.getMessage().startswith(beginnings)
 
-    logger = logging.getLogger("diffusers.models.modeling_utils")
-    logger.addFilter(keep)
+    loggers = [
+        logging.getLogger(f"diffusers.{name}") for name in ("models.modeling_utils", "configuration_utils")
+    ]
+    for logger in loggers:
+        logger.addFilter(keep)
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def _check_source(source: str | Path, options: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from temporal_vae.checkpoints import convert, hub, loading
 from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
-from temporal_vae.errors import ConfigError, InputError
+from temporal_vae.errors import InputError
 
 logger = logging.get_logger(__name__)
 
@@ -173,7 +173,7 @@ class Stored(Published):  # type: ignore[misc]
         """
         file = SingleFile(path, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)
         model = convert.load(cls, file, config=config, subfolder=subfolder, options=options)
-        return nn.Module.to(model, torch_dtype or common_dtype(model.parameters()))
+        return model.to(torch_dtype or common_dtype(model.parameters()))
 
     @classmethod
     def from_module(cls, module: nn.Module) -> Self:
@@ -182,36 +182,44 @@ class Stored(Published):  # type: ignore[misc]
         Both models then hold the very same parameters: what one trains or moves in place, the other sees.
 
         Args:
-            module: a `diffusers.AutoencoderKLTemporalDecoder`.
+            module: a `diffusers.AutoencoderKLTemporalDecoder`, or one that `torch.compile` or a parallel run has
+                wrapped; what was compiled is compiled no more.
 
         Raises:
             InputError: another kind of module.
             CheckpointError: a model whose layers were replaced or added to (LoRA, quantised or fused layers).
         """
-        if not isinstance(module, Published):
-            raise InputError(
-                f"from_module: a {type(module).__name__} is no AutoencoderKLTemporalDecoder; pass `pipe.vae` of an "
-                "SVD-family pipeline"
-            )
+        given = type(module).__name__
+        while not isinstance(module, Published):
+            inside = [getattr(module, name, None) for name in ("_orig_mod", "module")]
+            wrapped = next((inner for inner in inside if isinstance(inner, nn.Module)), None)
+            if wrapped is None:
+                raise InputError(
+                    f"from_module: a {given} is no AutoencoderKLTemporalDecoder, and holds none; pass `pipe.vae` of an "
+                    "SVD-family pipeline"
+                )
+            module = wrapped
         with torch.device("meta"):
             model: Self = cls.from_config(module.config)
         loading.share_parameters(module, model)
-        model.set_attn_processor(module.attn_processors)
+        processors = module.attn_processors
+        model.set_attn_processor({loading.plain_name(name): each for name, each in processors.items()})
         return model.train(module.training)
 
     @classmethod
     def extract_init_dict(
         cls, config_dict: dict[str, Any], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Split a configuration for `from_config`; refuse keys that this class does not have."""
-        known = cls._get_init_keys(cls)
-        unknown = sorted(key for key in config_dict if not key.startswith("_") and key not in known)
-        if unknown:
-            raise ConfigError(
-                f"configuration: unknown keys {', '.join(unknown)}; "
-                f"{cls.__name__} has {', '.join(sorted(known - {'self'}))}"
+        """Split a configuration for `from_config`; keys that this class does not have are left out, and said once."""
+        unknown = convert.unknown_keys(cls, config_dict)
+        if unknown and unknown not in _said:
+            _said.append(unknown)
+            logger.warning("configuration: unknown keys are left out: %s", ", ".join(unknown))
+        with loading.without("The config attributes "):  # diffusers says it every time, and with all values
+            split: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = super().extract_init_dict(
+                config_dict, **kwargs
             )
-        split: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = super().extract_init_dict(
-            config_dict, **kwargs
-        )
         return split
+
+
+_said: list[list[str]] = []  # unknown keys that were warned of

@@ -199,7 +199,7 @@ def _write(vae: AutoencoderKLTemporalDecoder, target: str, dtype: str | None, *,
 
     if dtype is not None:
         before = nonfinite(vae.state_dict())
-        torch.nn.Module.to(vae, getattr(torch, dtype))
+        vae.to(getattr(torch, dtype))
         if lost := [name for name in nonfinite(vae.state_dict()) if name not in before]:
             raise InputError(
                 f"--dtype {dtype}: {len(lost)} tensors hold values that are too large for it ({first_names(lost)}); "

@@ -1,10 +1,13 @@
 """The pieces that encoder and decoder are made of.
 
 Images are `(n, c, h, w)`. A decoder batch holds clips of `t` frames, one after the other: `n = b * t`.
+
+Each is called and walked like the published one. `image_only_indicator` `(b, t)` tells a block how long clips are, by
+its shape; its values would matter to another kind of blend than this network has. `temb` is None in an autoencoder.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +18,8 @@ GROUPS = 32  # of every GroupNorm in the published network
 SPATIAL_EPS = 1e-6
 TEMPORAL_EPS = 1e-5
 
-Runner = Callable[..., Tensor]
-"""Calls a block with its arguments: `call` plainly, or a function that checkpoints its activations."""
-
-
-def call(block: nn.Module, *args: Any) -> Tensor:
-    """Run `block` on `args`."""
-    return block(*args)
+Checkpoint = Callable[..., Tensor]
+"""Calls what it is given first with what comes after, and drops the activations until the backward pass."""
 
 
 class Checkpointable(nn.Module):
@@ -31,35 +29,41 @@ class Checkpointable(nn.Module):
     """
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Runner
+    _gradient_checkpointing_func: Checkpoint
 
-    @property
-    def runner(self) -> Runner:
-        """How this module calls its stages now."""
-        checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
-        return self._gradient_checkpointing_func if checkpointing else call
+    def run(self, stage: nn.Module, *inputs: Tensor | None, **options: Tensor | None) -> Tensor:
+        """`stage(*inputs, **options)`, its activations dropped where that was asked for."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(partial(stage, **options), *inputs)
+        result: Tensor = stage(*inputs, **options)
+        return result
 
 
 class SpatialResBlock(nn.Module):
     """Residual block of 3x3 convolutions; normalises each frame by itself. `(n, c, h, w) -> (n, out, h, w)`.
 
-    `nonlinearity` and `output_scale_factor` are where tools that change them look for them.
+    Attributes are those by which the published block is walked and changed; `dropout` drops nothing.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.use_in_shortcut = in_channels != out_channels
         self.norm1 = nn.GroupNorm(GROUPS, in_channels, eps=SPATIAL_EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=SPATIAL_EPS)
+        self.dropout = nn.Dropout(0.0)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nonlinearity = nn.SiLU()
         self.output_scale_factor = 1.0  # what the result is divided by
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if self.use_in_shortcut else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.nonlinearity(self.norm1(x)))
-        h = self.conv2(self.nonlinearity(self.norm2(h)))
-        h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
+        if temb is not None:  # an embedding of the time of diffusion, of which this network has none
+            h = h + temb
+        h = self.conv2(self.dropout(self.nonlinearity(self.norm2(h))))
+        h = h + (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor))
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
 
 
@@ -71,15 +75,17 @@ class TemporalConv(nn.Conv3d):
     like any other, so that adapters and quantisers know what to do with it; made to couple pixels, it is one.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        pixels = self.weight.shape[3:], self.stride, self.padding[1:], self.padding_mode
-        if pixels != ((1, 1), (1, 1, 1), (0, 0), "zeros"):
-            return super().forward(input)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        pixels = weight.shape[3:], self.stride, self.padding[1:], self.padding_mode
+        replaced = nn.Conv3d._conv_forward is not _conv3d_forward
+        if pixels != ((1, 1), (1, 1, 1), (0, 0), "zeros") or replaced:
+            return super()._conv_forward(input, weight, bias)
         padding, dilation = self.padding[:2], self.dilation[:2]
-        image = F.conv2d(
-            input.flatten(3), self.weight.squeeze(-1), self.bias, 1, padding, dilation, self.groups
-        )
+        image = F.conv2d(input.flatten(3), weight.squeeze(-1), bias, 1, padding, dilation, self.groups)
         return image.unflatten(3, input.shape[-2:])
+
+
+_conv3d_forward = nn.Conv3d._conv_forward
 
 
 def conv_over_time(in_channels: int, out_channels: int) -> TemporalConv:
@@ -95,16 +101,20 @@ class TemporalResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.in_channels = self.out_channels = channels
+        self.use_in_shortcut = False
         self.norm1 = nn.GroupNorm(GROUPS, channels, eps=TEMPORAL_EPS)
         self.conv1 = conv_over_time(channels, channels)
         self.norm2 = nn.GroupNorm(GROUPS, channels, eps=TEMPORAL_EPS)
+        self.dropout = nn.Dropout(0.0)
         self.conv2 = conv_over_time(channels, channels)
         self.nonlinearity = nn.SiLU()
+        self.conv_shortcut: nn.Conv3d | None = None  # the width of a clip does not change
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.nonlinearity(self.norm1(x)))
-        h = self.conv2(self.nonlinearity(self.norm2(h)))
-        return x + h
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
+        h = self.conv2(self.dropout(self.nonlinearity(self.norm2(h))))
+        return h + (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor))
 
 
 class TimeMixer(nn.Module):
@@ -114,9 +124,11 @@ class TimeMixer(nn.Module):
         super().__init__()
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
-    def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
-        a = torch.sigmoid(self.mix_factor).to(spatial.dtype)
-        return a * temporal + (1 - a) * spatial
+    def forward(
+        self, x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None
+    ) -> Tensor:
+        a = torch.sigmoid(self.mix_factor).to(x_spatial.dtype)
+        return a * x_temporal + (1 - a) * x_spatial
 
 
 class SpatioTemporalResBlock(nn.Module):
@@ -128,9 +140,18 @@ class SpatioTemporalResBlock(nn.Module):
         self.temporal_res_block = TemporalResBlock(out_channels)
         self.time_mixer = TimeMixer()
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        s = frames_to_clips(self.spatial_res_block(x), num_frames)
-        return clips_to_frames(self.time_mixer(s, self.temporal_res_block(s)))
+    def forward(
+        self, hidden_states: Tensor, temb: Tensor | None = None, image_only_indicator: Tensor | None = None
+    ) -> Tensor:
+        if image_only_indicator is None:
+            raise TypeError("pass image_only_indicator, of shape (clips, frames): it says how long clips are")
+        s = frames_to_clips(self.spatial_res_block(hidden_states, temb), image_only_indicator.shape[-1])
+        y = self.time_mixer(
+            x_spatial=s,
+            x_temporal=self.temporal_res_block(s, temb),
+            image_only_indicator=image_only_indicator,
+        )
+        return clips_to_frames(y)
 
 
 class Downsample(nn.Module):
@@ -143,8 +164,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -154,10 +175,11 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and 4 * x.numel() >= 2**31:
-            x = x.contiguous()  # CUDA's channels-last kernel counts the enlarged elements in 32 bits
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and 4 * hidden_states.numel() >= 2**31:
+            # CUDA's channels-last kernel counts the enlarged elements in 32 bits.
+            hidden_states = hidden_states.contiguous()
+        return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
 
 
 def spatial_attention(channels: int) -> Attention:

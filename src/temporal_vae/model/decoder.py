@@ -9,10 +9,8 @@ from temporal_vae.model.blocks import (
     GROUPS,
     SPATIAL_EPS,
     Checkpointable,
-    Runner,
     SpatioTemporalResBlock,
     Upsample,
-    call,
     clips_to_frames,
     conv_over_time,
     frames_to_clips,
@@ -20,7 +18,7 @@ from temporal_vae.model.blocks import (
 )
 
 
-class MidBlockTemporalDecoder(nn.Module):
+class MidBlockTemporalDecoder(Checkpointable):
     """A block, then one attention and one more block.
 
     The published class holds `layers` blocks and one attention but runs them pairwise: with one block the
@@ -32,16 +30,16 @@ class MidBlockTemporalDecoder(nn.Module):
         self.attentions = nn.ModuleList([spatial_attention(channels)])
         self.resnets = nn.ModuleList(SpatioTemporalResBlock(channels, channels) for _ in range(layers))
 
-    def forward(self, x: Tensor, num_frames: int, run: Runner = call) -> Tensor:
-        x = run(self.resnets[0], x, num_frames)
-        if len(self.resnets) > 1:
-            x = run(self.attentions[0], x)
-            x = run(self.resnets[1], x, num_frames)
+    def forward(self, hidden_states: Tensor, image_only_indicator: Tensor) -> Tensor:
+        x = self.run(self.resnets[0], hidden_states, image_only_indicator=image_only_indicator)
+        for resnet, attention in zip(self.resnets[1:], self.attentions, strict=False):
+            x = self.run(attention, x)
+            x = self.run(resnet, x, image_only_indicator=image_only_indicator)
         return x
 
 
-class UpBlockTemporalDecoder(nn.Module):
-    """One level: `layers` residual blocks, then a doubling of the picture on all levels but the final one."""
+class UpBlockTemporalDecoder(Checkpointable):
+    """One level: `layers` residual blocks, then a doubling of the image on all levels but the final one."""
 
     def __init__(self, in_channels: int, out_channels: int, *, layers: int, upsample: bool) -> None:
         super().__init__()
@@ -49,15 +47,16 @@ class UpBlockTemporalDecoder(nn.Module):
         self.resnets = nn.ModuleList(SpatioTemporalResBlock(*pair) for pair in pairwise(widths))
         self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
 
-    def forward(self, x: Tensor, num_frames: int, run: Runner = call) -> Tensor:
-        for block in self.resnets:
-            x = run(block, x, num_frames)
+    def forward(self, hidden_states: Tensor, image_only_indicator: Tensor) -> Tensor:
+        x = hidden_states
+        for resnet in self.resnets:
+            x = self.run(resnet, x, image_only_indicator=image_only_indicator)
         for upsampler in self.upsamplers or ():
-            x = run(upsampler, x)
+            x = self.run(upsampler, x)
         return x
 
 
-class TemporalDecoder(Checkpointable):
+class TemporalDecoder(nn.Module):
     """Latents `(b*t, latent_channels, h, w)` of clips of `t` frames to frames `(b*t, out_channels, h*f, w*f)`.
 
     Temporal norms and convolutions see the whole clip, so the length of a clip is part of its meaning: fewer
@@ -73,6 +72,7 @@ class TemporalDecoder(Checkpointable):
         layers_per_block: int,
     ) -> None:
         super().__init__()
+        self.layers_per_block = layers_per_block
         widths = (block_out_channels[-1], *reversed(block_out_channels))
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlockTemporalDecoder(widths[0], layers=layers_per_block)
@@ -91,10 +91,14 @@ class TemporalDecoder(Checkpointable):
         self.time_conv_out = conv_over_time(out_channels, out_channels)
 
     def forward(
-        self, latents: Tensor, num_frames: int = 1, image_only_indicator: Tensor | None = None
+        self, sample: Tensor, image_only_indicator: Tensor | None = None, num_frames: int = 1
     ) -> Tensor:
-        x = self.conv_in(latents)
-        for block in (self.mid_block, *self.up_blocks):
-            x = block(x, num_frames, self.runner)
+        """Decode; without an indicator, clips of `num_frames` frames."""
+        if image_only_indicator is None:
+            image_only_indicator = sample.new_zeros(len(sample) // num_frames, num_frames)
+        x = self.mid_block(self.conv_in(sample), image_only_indicator=image_only_indicator)
+        x = x.to(next(self.up_blocks.parameters()).dtype)  # tools keep what comes first in half precision
+        for block in self.up_blocks:
+            x = block(x, image_only_indicator=image_only_indicator)
         x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return clips_to_frames(self.time_conv_out(frames_to_clips(x, num_frames)))

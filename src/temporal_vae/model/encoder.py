@@ -10,15 +10,13 @@ from temporal_vae.model.blocks import (
     SPATIAL_EPS,
     Checkpointable,
     Downsample,
-    Runner,
     SpatialResBlock,
-    call,
     spatial_attention,
 )
 
 
-class DownEncoderBlock2D(nn.Module):
-    """One level: `layers` residual blocks, then a halving of the picture on all levels but the last."""
+class DownEncoderBlock2D(Checkpointable):
+    """One level: `layers` residual blocks, then a halving of the image on all levels but the last."""
 
     def __init__(self, in_channels: int, out_channels: int, *, layers: int, downsample: bool) -> None:
         super().__init__()
@@ -26,9 +24,12 @@ class DownEncoderBlock2D(nn.Module):
         self.resnets = nn.ModuleList(SpatialResBlock(*pair) for pair in pairwise(widths))
         self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
 
-    def forward(self, x: Tensor, run: Runner = call) -> Tensor:
-        for block in (*self.resnets, *(self.downsamplers or ())):
-            x = run(block, x)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x = hidden_states
+        for resnet in self.resnets:
+            x = self.run(resnet, x, temb=None)
+        for downsampler in self.downsamplers or ():
+            x = self.run(downsampler, x)
         return x
 
 
@@ -40,14 +41,15 @@ class UNetMidBlock2D(Checkpointable):
         self.attentions = nn.ModuleList([spatial_attention(channels)])
         self.resnets = nn.ModuleList(SpatialResBlock(channels, channels) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        run = self.runner
-        for block in (self.resnets[0], self.attentions[0], self.resnets[1]):
-            x = run(block, x)
+    def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
+        x = self.run(self.resnets[0], hidden_states, temb)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=False):
+            x = self.run(attention, x, temb=temb)
+            x = self.run(resnet, x, temb)
         return x
 
 
-class Encoder(Checkpointable):
+class Encoder(nn.Module):
     """Frames `(n, in_channels, h, w)` in [-1, 1] to moments `(n, 2 * latent_channels, h/f, w/f)`.
 
     `f = 2 ** (len(block_out_channels) - 1)`. The moments pass `quant_conv` before they are a posterior.
@@ -62,6 +64,7 @@ class Encoder(Checkpointable):
         layers_per_block: int,
     ) -> None:
         super().__init__()
+        self.layers_per_block = layers_per_block
         first, last = block_out_channels[0], block_out_channels[-1]
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         widths = (first, *block_out_channels)
@@ -79,9 +82,8 @@ class Encoder(Checkpointable):
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(last, 2 * latent_channels, 3, padding=1)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        x = self.conv_in(frames)
-        for block in self.down_blocks:
-            x = block(x, self.runner)
-        x = self.mid_block(x)
+    def forward(self, sample: Tensor) -> Tensor:
+        x = self.conv_in(sample)
+        for block in (*self.down_blocks, self.mid_block):
+            x = block(x)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))

@@ -46,7 +46,7 @@ class Autoencoding(nn.Module):
         latents = mean if noise is None else mean + noise * torch.exp(logvar / 2)
         # Not channels-last, as the engine leaves them: on a CPU that slows the backward down 2.5 times, and torch 2.13
         # crashes in the backward of a norm that learns where its channels-last input does not.
-        return self.vae.decoder(latents.contiguous(), length).float(), mean, logvar
+        return self.vae.decoder(latents.contiguous(), num_frames=length).float(), mean, logvar
 
     def _moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(self.encoder_learns):
