@@ -56,6 +56,8 @@ each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 class Gain:
     """In the place of attention, for which torch has no forward-mode derivative."""
 
+    __module__ = "diffusers.models.attention_processor"  # with one of your own, the modules run in any case
+
     def __call__(self, attention, x, *_, **__):
         return 1.5 * x
 

@@ -215,11 +215,7 @@ def test_custom_processor_is_called(ours):
     before = run(ours)
     ours.set_attn_processor(Recording())
     assert not torch.equal(run(ours), before)
-    assert seen == [(1, 64, 8, 8)] * 2 + [(1, 64, 4, 4)] * 2  # the engine shows it one frame at a time
-    seen.clear()
-    with torch.enable_grad():
-        ours.decode(noise(2, 4, 4, 4), num_frames=2)
-    assert seen == [(2, 64, 4, 4)]
+    assert seen == [(2, 64, 8, 8), (2, 64, 4, 4)]  # all frames at once: it may look from one to the other
     with pytest.raises(ValueError, match="set_default_attn_processor"):
         ours.set_default_attn_processor()
 

@@ -7,9 +7,9 @@ graphs or derivatives are recorded, only the modules know what is meant: then th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -58,17 +58,24 @@ def reason(
     obstacle = _obstacle(part, x, kind, numbers)
     if obstacle is not None:
         return Reason(obstacle, "only the network as it was built can be limited", ordinary=False)
-    if _modes() or torch.is_grad_enabled():  # what a foreign processor does with them, nobody knows
-        attentions = (module for module in part.modules() if isinstance(module, Attention))
-        if not all(map(is_plain, attentions)):
-            remedy = "compute without gradients and without a default device"
-            return Reason("attention has a processor of its own", remedy, ordinary=True)
+    attentions = list(cast("Sequence[Attention]", part.get_submodule("mid_block.attentions")))
+    if any(map(_is_foreign, attentions)):  # one that looks from frame to frame must see them all
+        remedy = "set_attn_processor with one of diffusers"
+        return Reason("attention has a processor of its own", remedy, ordinary=True)
+    if (_modes() or torch.is_grad_enabled()) and not all(map(is_plain, attentions)):
+        remedy = "compute without gradients and without a default device"
+        return Reason("attention has another processor than it comes with", remedy, ordinary=True)
     return None
 
 
 def is_plain(attention: Attention) -> bool:
     """Whether an attention has the processor that it comes with, so that the engine knows it."""
     return type(attention.processor) is AttnProcessor2_0 and not attention.fused_projections
+
+
+def _is_foreign(attention: Attention) -> bool:
+    """Whether the processor is not one of diffusers, which all look at each frame by itself."""
+    return not type(attention.processor).__module__.startswith("diffusers.")
 
 
 def _modes() -> list[Any]:
