@@ -81,12 +81,12 @@ def test_reconstruct_is_encode_and_decode(folder, capsys):
     decoded, again = read(folder / "out.mkv")[0], read(folder / "again.mkv")[0]
     assert np.abs(decoded.astype(int) - again).max() <= 1
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((folder / "again.metrics.json").read_text())
+    assert printed == json.loads((folder / "again.mkv.metrics.json").read_text())
     assert printed["summary"]["frames"] == len(printed["per_frame"]) == FRAMES
     error = np.square(read(folder / "in.mkv")[0].astype(float) - again).mean(axis=(1, 2, 3))
     assert [row["psnr"] for row in printed["per_frame"]] == pytest.approx(10 * np.log10(255**2 / error))
-    assert read(folder / "again.compare.mp4")[0].shape == (FRAMES, HEIGHT, 3 * WIDTH, 3)
-    assert (folder / "again.compare.png").is_file()
+    assert read(folder / "again.mkv.compare.mp4")[0].shape == (FRAMES, HEIGHT, 3 * WIDTH, 3)
+    assert (folder / "again.mkv.compare.png").is_file()
 
 
 def test_clip_frames_change_the_pixels(folder):
@@ -326,7 +326,7 @@ def test_ctrl_c_leaves_nothing(folder, footage, tmp_path):
         process.send_signal(signal.SIGINT)
         _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert printed.strip() == "temporal-vae: interrupted; nothing was written"
+    assert printed.strip() == "temporal-vae: interrupted; nothing unfinished is left behind"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,13 +1,14 @@
 """The `temporal-vae` command. Its modules import the heavy libraries inside the commands, so `--help` is quick.
 
-Exit codes: 0 done, 1 an error with a message of one line, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error with a message of one line, 2 wrong usage; 130, 143 and 129 interrupted, by
+Ctrl-C, SIGTERM and SIGHUP.
 """
 
 import sys
 
 import click
 
-from temporal_vae import __version__
+from temporal_vae import __version__, interrupts
 from temporal_vae.cli.bench import bench
 from temporal_vae.cli.convert import convert, inflate
 from temporal_vae.cli.export import export
@@ -35,15 +36,19 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         sys.exit(commands.main(prog_name="temporal-vae", standalone_mode=False) or 0)
-    except TemporalVaeError as error:
-        _fail(str(error), 1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", 130)
-    except OSError as error:
-        _fail(f"{error.filename or 'temporal-vae'}: {error.strerror or error}", 1)
+        _fail(interrupts.MESSAGE, interrupts.exit_code() or 130)
+    except Exception as error:
+        if code := interrupts.exit_code():  # what an interrupt became inside of some library
+            _fail(interrupts.MESSAGE, code)
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        if isinstance(error, OSError) and not isinstance(error, TemporalVaeError):
+            _fail(f"{error.filename or 'temporal-vae'}: {error.strerror or error}", 1)
+        if not isinstance(error, TemporalVaeError):
+            raise
+        _fail(str(error), 1)
 
 
 def _fail(message: str, code: int) -> None:

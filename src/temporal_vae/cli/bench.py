@@ -14,6 +14,7 @@ from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import MemoryType, json_option
 from temporal_vae.engine.plan import cores
 from temporal_vae.errors import InputError, TemporalVaeError
+from temporal_vae.interrupts import be_careful
 
 _CASES = ("8x256x256", "14x320x512")
 _TRAINING_CASES = ("8x64x64",)  # a step of training holds every activation
@@ -83,6 +84,7 @@ def bench(
     diffusers in float32 before anything is timed; whoever is wrong, or cannot run, gets a reason in place of times.
     `published` is the configuration of Stable Video Diffusion with seeded random weights.
     """
+    be_careful()
     if model not in (PUBLISHED, "embedded") and not Path(model).is_dir():
         raise InputError(f"--model {model}: no such folder; name one, or {PUBLISHED} or embedded")
     tasks = [

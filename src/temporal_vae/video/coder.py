@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -40,6 +41,7 @@ class Coder:
     ) -> None:
         self.work = Work(progress)
         self._vae = vae
+        self._encoder = _as_encoder(vae)
         self._shown = height, width
         factor = vae.spatial_factor
         self._padded = {"height": height + -height % factor, "width": width + -width % factor}
@@ -68,10 +70,11 @@ class Coder:
 
     @torch.inference_mode()
     def encode(self, frames: Frames) -> DiagonalGaussianDistribution:
-        """Posterior of frames `(t, h, w, 3)`, within `encoding_precision`."""
-        x = to_tensor(pad_to_multiple(frames, self._vae.spatial_factor))
+        """Posterior of frames `(t, h, w, 3)`."""
+        vae = self._encoder
+        x = to_tensor(pad_to_multiple(frames, vae.spatial_factor))
         with self.work.call(self.encode_work(len(frames))):
-            return self._vae.encode(x.to(self._vae.device, self._vae.dtype)).latent_dist
+            return vae.encode(x.to(vae.device, vae.dtype)).latent_dist
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Frames:
@@ -83,26 +86,22 @@ class Coder:
 
     def reconstruct(self, frames: Frames) -> Frames:
         """Encode frames `(t, h, w, 3)` and decode the mean of their latents as one clip."""
-        with encoding_precision(self._vae):
-            step = self.together
-            latents = [self.encode(frames[i : i + step]).mode() for i in range(0, len(frames), step)]
+        step = self.together
+        latents = [self.encode(frames[i : i + step]).mode() for i in range(0, len(frames), step)]
         return self.decode(torch.cat(latents))
 
     def _plan_encode(self, frames: int) -> Plan:
-        return self._vae.plan_encode(num_frames=frames, **self._padded)
+        return self._encoder.plan_encode(num_frames=frames, **self._padded)
 
 
-@contextmanager
-def encoding_precision(vae: AutoencoderKLTemporalDecoder) -> Iterator[None]:
-    """Encode in float32 where a float16 model asks for it by `force_upcast`."""
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-    if upcast:
-        vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        if upcast:
-            vae.to(torch.float16)
+def _as_encoder(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecoder:
+    """The model to encode with: its encoder is cast to float32, once, where a float16 model asks for `force_upcast`."""
+    if vae.dtype != torch.float16 or not vae.config.force_upcast:
+        return vae
+    upcast = copy(vae)
+    upcast._modules = dict(vae._modules)
+    upcast.encoder, upcast.quant_conv = deepcopy(vae.encoder).float(), deepcopy(vae.quant_conv).float()
+    return upcast
 
 
 @contextmanager

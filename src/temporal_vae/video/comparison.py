@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from temporal_vae.video.frames import Frames
-from temporal_vae.video.outputs import complete_or_nothing
+from temporal_vae.video.outputs import check_writable, complete_or_nothing, writing
 from temporal_vae.video.writer import VideoWriter
 
 AMPLIFICATION = 4  # of the difference
@@ -19,7 +21,7 @@ _LABEL_HEIGHT = 16
 
 
 class Comparison:
-    """Writes `NAME.compare.mp4` and `NAME.compare.png` beside a target `NAME.*`; a context manager.
+    """Writes `TARGET.compare.mp4` and `TARGET.compare.png` beside a target; a context manager.
 
     Args:
         target: the video whose comparison this is.
@@ -27,21 +29,29 @@ class Comparison:
     """
 
     def __init__(self, target: Path, *, rate: Fraction) -> None:
-        self.sheet_path = target.with_name(f"{target.stem}.compare.png")
-        self._video = VideoWriter(target.with_name(f"{target.stem}.compare.mp4"), rate=rate)
+        self.paths = video, sheet = comparison_paths(target)
+        check_writable(sheet)
+        self._video = VideoWriter(video, rate=rate)
+        self._open = ExitStack()
         self._sheet: dict[int, Frames] = {}  # frame number -> side by side
         self._stride = 1
         self._count = 0
 
     def __enter__(self) -> Comparison:
-        self._video.__enter__()
+        with ExitStack() as stack:
+            self._sheet_file = stack.enter_context(complete_or_nothing(self.paths[1]))
+            stack.enter_context(self._video)
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._video.__exit__(*exception)  # type: ignore[arg-type]
-        if exception[0] is None:
-            with complete_or_nothing(self.sheet_path) as temporary:
-                self._draw_sheet().save(temporary, format="PNG")
+    def __exit__(self, *exception: Any) -> None:
+        self._open.__exit__(*exception)
+
+    def finish(self) -> None:
+        """Write what is still held back, the contact sheet too; call it before the block ends."""
+        self._video.finish()
+        with writing(self.paths[1]):
+            self._draw_sheet().save(self._sheet_file, format="PNG")
 
     def write(self, source: Frames, result: Frames, timestamps: Sequence[Fraction]) -> None:
         """Add the next frames of both videos, `(t, h, w, 3)` each."""
@@ -68,6 +78,11 @@ class Comparison:
             sheet.paste(Image.fromarray(row), (0, top))
             draw.text((4, top + 2), f"frame {number}", fill="white", stroke_width=1, stroke_fill="black")
         return sheet
+
+
+def comparison_paths(target: Path) -> tuple[Path, Path]:
+    """Where the video and the contact sheet of a target go."""
+    return target.with_name(f"{target.name}.compare.mp4"), target.with_name(f"{target.name}.compare.png")
 
 
 def side_by_side(source: Frames, result: Frames) -> Frames:

@@ -115,6 +115,7 @@ class ImageSeries:
 
     Attributes:
         info: what the series is.
+        paths: the images among the files, in order.
 
     Raises:
         MediaError: no image among the files, sizes that differ, a damaged file.
@@ -123,9 +124,10 @@ class ImageSeries:
     def __init__(
         self, paths: list[Path], name: str, rate: Fraction, background: Frames, max_pixels: int
     ) -> None:
-        self._paths = sorted((path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+        found = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.paths = tuple(sorted(found, key=_natural))
         self._background, self._max_pixels = background, max_pixels
-        if not self._paths:
+        if not self.paths:
             raise MediaError(
                 f"{name}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with some"
             )
@@ -136,8 +138,8 @@ class ImageSeries:
             height=height,
             width=width,
             rate=rate,
-            frames=len(self._paths),
-            duration=len(self._paths) / rate,
+            frames=len(self.paths),
+            duration=len(self.paths) / rate,
             time_base=1 / rate,
             color=SRGB,
         )
@@ -145,26 +147,26 @@ class ImageSeries:
     def pictures(self, start: Fraction) -> Iterator[Picture]:
         """Pictures from `start` seconds on, or from one before."""
         rate = self.info.rate
-        for index in range(max(0, int(start * rate) - 1), len(self._paths)):
-            yield index / rate, partial(self._render, self._paths[index])
+        for index in range(max(0, int(start * rate) - 1), len(self.paths)):
+            yield index / rate, partial(self._render, self.paths[index])
 
     def _render(self, path: Path) -> Frames:
         with _opened(path, self._max_pixels) as image:
             pixels = _pixels(image, path, self._background)
         height, width = pixels.shape[:2]
         if (width, height) != (self.info.width, self.info.height):  # turned by a tag behind the pixels
-            raise _unequal(self._paths[0], (self.info.width, self.info.height), path, (width, height))
+            raise _unequal(self.paths[0], (self.info.width, self.info.height), path, (width, height))
         return pixels
 
     def _common_size(self) -> tuple[int, int]:
         """Look at the head of each file, so that a picture that does not fit is found before any work."""
         first: tuple[int, int] | None = None
-        for path in self._paths:
+        for path in self.paths:
             with _opened(path, self._max_pixels) as image:
                 size = _upright_size(image, load=False)
             first = first or size
             if size != first:
-                raise _unequal(self._paths[0], first, path, size)
+                raise _unequal(self.paths[0], first, path, size)
         assert first is not None
         return first
 

@@ -11,9 +11,10 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from math import lcm
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +28,11 @@ from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.errors import LatentFileError, MediaError
 from temporal_vae.video.frames import Color, clip_starts
-from temporal_vae.video.outputs import check_writable, complete_or_nothing
+from temporal_vae.video.outputs import check_readable, check_writable, complete_or_nothing, writing
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "temporal_vae"
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _PROBED = 4  # values of each tensor that a probe holds
 _PROBE_TOLERANCE = 2**-7  # relative; rounding to bfloat16 moves a weight by 2**-9 at most
 
@@ -69,10 +70,12 @@ class ModelIdentity:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     def made_by(self, other: ModelIdentity) -> bool:
-        """Whether latents of `other` can be decoded by this model."""
+        """Whether this model can decode latents of `other`; without encoder it is known by its configuration alone."""
         if self.config_sha256 != other.config_sha256 or len(self.encoder_probe) != len(other.encoder_probe):
             return False
         own, theirs = torch.tensor(self.encoder_probe), torch.tensor(other.encoder_probe)
+        if own.isnan().any():
+            return True
         return torch.allclose(own, theirs, rtol=_PROBE_TOLERANCE, atol=1e-6)
 
 
@@ -118,8 +121,20 @@ class LatentInfo:
 
     @classmethod
     def from_json(cls, text: str) -> LatentInfo:
-        """Read what `to_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-        fields = json.loads(text)
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: anything else.
+        """
+        try:
+            info = cls._read(json.loads(text))
+        except (AttributeError, ArithmeticError, RecursionError) as error:  # of values of another kind
+            raise ValueError("holds damaged metadata") from error
+        info._check()
+        return info
+
+    @classmethod
+    def _read(cls, fields: dict[str, Any]) -> LatentInfo:
         if (version := fields.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"is of format version {version}; this release reads version {FORMAT_VERSION}")
         config_sha256 = fields.pop("config_sha256")
@@ -136,6 +151,22 @@ class LatentInfo:
             time_base=Fraction(fields.pop("time_base")),
             **fields,
         )
+
+    def _check(self) -> None:
+        """Raise `ValueError` for values that no video has."""
+        sizes = (self.height, self.width, self.padded_height, self.padded_width)
+        fine = (
+            all(type(size) is int and size > 0 for size in sizes),
+            self.height <= self.padded_height and self.width <= self.padded_width,
+            min(self.rate, self.pixel_aspect, self.time_base) > 0,
+            all(before < after for before, after in pairwise(self.timestamps)),
+            all(isinstance(text, str) for text in (self.source_name, self.source_sha256, self.model.name)),
+            isinstance(self.model.encoder_probe, list)
+            and all(isinstance(value, int | float) for value in self.model.encoder_probe),
+            all(value is None or isinstance(value, str) for value in asdict(self.color).values()),
+        )
+        if not all(fine):
+            raise ValueError("holds damaged metadata")
 
 
 class LatentWriter:
@@ -158,17 +189,16 @@ class LatentWriter:
         self._open = ExitStack()
         if self.target.suffix != ".safetensors":
             raise LatentFileError(f"{self.target}: latent files are safetensors; name it *.safetensors")
-        try:
-            check_writable(self.target)
-        except MediaError as error:
-            raise LatentFileError(str(error)) from error
+        with _refusing(self.target):
+            check_writable(target)
 
     def __enter__(self) -> LatentWriter:
         # The header of safetensors comes first and holds the length, so each tensor waits in a file of its own.
-        self._parts: dict[str, IO[bytes]] = {
-            name: self._open.enter_context(tempfile.TemporaryFile(dir=self.target.parent))  # noqa: SIM115
-            for name in ("mean", "logvar")
-        }
+        with _refusing(self.target):
+            self._parts: dict[str, IO[bytes]] = {
+                name: self._open.enter_context(tempfile.TemporaryFile(dir=self.target.resolve().parent))  # noqa: SIM115
+                for name in ("mean", "logvar")
+            }
         return self
 
     def __len__(self) -> int:
@@ -180,7 +210,8 @@ class LatentWriter:
         self._shape, self._dtype = tuple(mean.shape[1:]), mean.dtype
         self._timestamps += timestamps
         for part, tensor in zip(self._parts.values(), (mean, logvar), strict=True):
-            part.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            with _refusing(self.target):
+                part.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -205,7 +236,8 @@ class LatentWriter:
             offset += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
-        with complete_or_nothing(self.target) as temporary, temporary.open("wb") as file:
+        target = self.target
+        with _refusing(target), complete_or_nothing(target) as temporary, temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for part in self._parts.values():
                 part.seek(0)
@@ -225,10 +257,8 @@ class LatentReader:
     def __init__(self, source: str | Path, *, vae: AutoencoderKLTemporalDecoder | None = None) -> None:
         """Open `source` and check it; with `vae`, refuse latents that another model made."""
         self.source = Path(source)
-        if not self.source.is_file():
-            raise LatentFileError(
-                f"{self.source}: no such file; pass a file that `temporal-vae encode` wrote"
-            )
+        with _refusing(self.source):
+            check_readable(source)
         try:
             self._file: Any = safe_open(str(self.source), framework="pt")
             self.info = LatentInfo.from_json((self._file.metadata() or {})[_METADATA_KEY])
@@ -240,6 +270,10 @@ class LatentReader:
             self._check_model(ModelIdentity.of(vae))
 
     def _check_shapes(self) -> None:
+        if strange := {str(tensor.get_dtype()) for tensor in self._tensors.values()} - {
+            *_DTYPE_NAMES.values()
+        }:
+            raise ValueError(f"holds tensors of type {', '.join(sorted(strange))}")
         mean, logvar = (tuple(tensor.get_shape()) for tensor in self._tensors.values())
         if mean != logvar or len(mean) != 4 or mean[0] != len(self.info.timestamps):
             raise ValueError(
@@ -270,7 +304,7 @@ class LatentReader:
 
     @property
     def dtype(self) -> str:
-        """Type of the numbers, as safetensors names it: `F32`, `BF16` or `F16`."""
+        """Type of the numbers, as safetensors names it: `F32`, `BF16`, `F16` or `F64`."""
         return str(self._tensors["mean"].get_dtype())
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -281,6 +315,16 @@ class LatentReader:
         """Frame numbers, mean and log-variance of successive clips; `None` frames for one clip of all."""
         for start, stop in clip_starts(len(self), clip_frames, overlap):
             yield range(start, stop), *self.read(start, stop)
+
+
+@contextmanager
+def _refusing(target: Path) -> Iterator[None]:
+    """Say what the system or the checks of a target say as `LatentFileError`."""
+    try:
+        with writing(target):
+            yield
+    except MediaError as error:
+        raise LatentFileError(str(error)) from error
 
 
 def _model_name(vae: AutoencoderKLTemporalDecoder) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -20,12 +22,13 @@ from typing_extensions import Unpack
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.streams import stream
-from temporal_vae.video.coder import Coder, encoding_precision, memory_limited
-from temporal_vae.video.comparison import Comparison
+from temporal_vae.video.coder import Coder, memory_limited
+from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.frames import Clip, clip_starts
 from temporal_vae.video.latents import LatentInfo, LatentReader, LatentWriter, ModelIdentity
+from temporal_vae.video.outputs import check_apart, check_writable, complete_or_nothing, writing
 from temporal_vae.video.reader import Size, VideoReader
-from temporal_vae.video.report import Report, peak_memory
+from temporal_vae.video.report import Report, peak_memory, report_path
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.work import Progress
 from temporal_vae.video.writer import VideoWriter
@@ -92,11 +95,8 @@ def encode_video(
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
-    with (
-        memory_limited(vae, memory_limit),
-        encoding_precision(vae),
-        VideoReader(source, **selection) as reader,
-    ):
+    with memory_limited(vae, memory_limit), VideoReader(source, **selection) as reader:
+        check_apart([target], reader.files)
         coder = Coder(vae, reader.height, reader.width, progress)
         together = coder.together
         if reader.expected_frames is not None:
@@ -111,6 +111,7 @@ def encode_video(
             coder.work.reported(),
             closing(stream(encode, reader.clips(together))) as encoded,
         ):
+            writer.info = replace(writer.info, source_sha256=_sha256(Path(reader.info.path)))
             for mean, logvar, timestamps in encoded:
                 writer.write(mean, logvar, timestamps)
     return writer.info
@@ -152,9 +153,10 @@ def decode_video(
         MediaError: a target that cannot be written.
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
+    check_writable(target)
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
-    generator = None if sample_seed is None else torch.Generator().manual_seed(sample_seed)
     with memory_limited(vae, memory_limit), LatentReader(source, vae=vae) as reader:
+        check_apart([target], [source])
         info = reader.info
         coder = Coder(vae, info.height, info.width, progress)
         cut = clip_starts(len(reader), clip_frames, overlap)
@@ -162,7 +164,7 @@ def decode_video(
 
         def decode(latents: tuple[range, Tensor, Tensor]) -> Clip:
             numbers, mean, logvar = latents
-            frames = coder.decode(_draw(mean, logvar, generator))
+            frames = coder.decode(_draw(mean, logvar, numbers, sample_seed))
             stamps = info.timestamps[numbers.start : numbers.stop]
             return Clip(frames=frames, timestamps=stamps, rate=info.rate)
 
@@ -219,14 +221,20 @@ def reconstruct_video(
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
+    check_writable(target)
     target, started = Path(target), perf_counter()
+    beside = [report_path(target), *(comparison_paths(target) if compare else ())]
+    for path in beside:
+        check_writable(path)
     model_clock, quality = _Stopwatch(), QualityMeter()
     with ExitStack() as stack:
         stack.enter_context(memory_limited(vae, memory_limit))
         reader = stack.enter_context(VideoReader(source, **selection))
+        check_apart([target, *beside], reader.files)
         coder = Coder(vae, reader.height, reader.width, progress)
         if reader.expected_frames is not None:
-            coder.work.expect(_reconstruction_work(vae, coder, reader.expected_frames, clip_frames, overlap))
+            coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
+        report_file = stack.enter_context(complete_or_nothing(beside[0]))
         writer = stack.enter_context(
             VideoWriter(target, codec=codec, crf=crf, audio_from=source, **_as_shown(reader, selection))
         )
@@ -253,32 +261,32 @@ def reconstruct_video(
                 finish(*pieces)
         for pieces in zip(originals.finish(), results.finish(), strict=True):
             finish(*pieces)
-    report = Report(
-        source=str(source),
-        target=str(target),
-        model=ModelIdentity.of(vae).name,
-        dtype=str(vae.dtype).removeprefix("torch."),
-        device=str(vae.device),
-        width=reader.width,
-        height=reader.height,
-        clip_frames=clip_frames,
-        overlap=overlap,
-        quality=quality,
-        model_seconds=model_clock.seconds,
-        total_seconds=perf_counter() - started,
-        peak_memory=peak_memory(vae.device),
-    )
-    report.save(target.with_name(f"{target.stem}.metrics.json"))
+        writer.finish()  # whatever can fail does so before the first of the outputs appears
+        if comparison:
+            comparison.finish()
+        report = Report(
+            source=str(source),
+            target=str(target),
+            model=ModelIdentity.of(vae).name,
+            dtype=str(vae.dtype).removeprefix("torch."),
+            device=str(vae.device),
+            width=reader.width,
+            height=reader.height,
+            clip_frames=clip_frames,
+            overlap=overlap,
+            quality=quality,
+            model_seconds=model_clock.seconds,
+            total_seconds=perf_counter() - started,
+            peak_memory=peak_memory(vae.device),
+        )
+        with writing(beside[0]):
+            report.save(report_file)
     return report
 
 
-def _reconstruction_work(
-    vae: AutoencoderKLTemporalDecoder, coder: Coder, frames: int, clip_frames: int | None, overlap: int
-) -> int:
+def _reconstruction_work(coder: Coder, frames: int, clip_frames: int | None, overlap: int) -> int:
     lengths = [stop - start for start, stop in clip_starts(frames, clip_frames, overlap)]
-    with encoding_precision(vae):
-        encoding = coder.encode_work(sum(lengths))
-    return encoding + sum(map(coder.decode_work, lengths))
+    return coder.encode_work(sum(lengths)) + sum(map(coder.decode_work, lengths))
 
 
 def _describe(reader: VideoReader, selection: Selection, vae: AutoencoderKLTemporalDecoder) -> LatentInfo:
@@ -286,7 +294,7 @@ def _describe(reader: VideoReader, selection: Selection, vae: AutoencoderKLTempo
     return LatentInfo(
         model=ModelIdentity.of(vae),
         source_name=source.name,
-        source_sha256=_sha256(source),
+        source_sha256="",
         height=reader.height,
         width=reader.width,
         padded_height=reader.height + -reader.height % factor,
@@ -319,12 +327,20 @@ class _Stopwatch:
         self.seconds += perf_counter() - self._began
 
 
-def _draw(mean: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The mean of the posterior, or a sample of it where there is a generator."""
-    if generator is None:
+def _draw(mean: Tensor, logvar: Tensor, numbers: range, seed: int | None) -> Tensor:
+    """The mean of the posterior, or a sample of it where there is a seed.
+
+    The noise of a frame follows from the seed and the frame's number: all clips that share it see the same.
+    """
+    if seed is None:
         return mean
-    noise = torch.randn(mean.shape, generator=generator)
-    return mean + torch.exp(0.5 * logvar.float()) * noise
+    noise = np.empty(mean.shape, dtype=np.float32)
+    for number, one in zip(numbers, noise, strict=True):
+        key = np.array(
+            [seed % 2**64, number], dtype=np.uint64
+        )  # a counter's key: no two frames share numbers
+        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=one)
+    return mean + torch.exp(0.5 * logvar.float()) * torch.from_numpy(noise)
 
 
 def _sha256(path: Path) -> str:

@@ -54,6 +54,7 @@ class VideoReader:
 
     Attributes:
         info: what the source is.
+        files: what is read, none of which may be written over.
         rate, height, width: of the frames that come out.
 
     Raises:
@@ -84,6 +85,7 @@ class VideoReader:
             raise InputError(f"frames={frames}: at least 1, or None for all")
         self._source = _open(source, self._fps or STILL_RATE, parse_background(background), max_pixels)
         self.info: VideoInfo = self._source.info
+        self.files: tuple[Path, ...] = getattr(self._source, "paths", (Path(source),))
         self.width, self.height = _scaled(self.info, size)
         self.rate = self._fps or self.info.rate
         self._running: list[Iterator[tuple[Frames, Fraction]]] = []
@@ -161,6 +163,8 @@ class VideoReader:
 
 def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int) -> Source:
     path, name = Path(source), file_name(source)
+    if not name.strip():
+        raise MediaError("the source has no name; give a file, a folder of images or a pattern")
     try:
         if path.is_dir():
             return ImageSeries([p for p in path.iterdir() if p.is_file()], name, rate, background, max_pixels)

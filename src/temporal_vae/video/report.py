@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from temporal_vae.metrics import QualityMeter
-from temporal_vae.video.outputs import complete_or_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write `to_dict` as a JSON file."""
-        with complete_or_nothing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     def lines(self) -> list[str]:
         """The summary for people."""
@@ -77,6 +75,11 @@ class Report:
             f"{self.total_seconds:.1f} s in all for {summary['frames']} frames of {self.width}x{self.height}",
             f"memory   {memory} at the peak",
         ]
+
+
+def report_path(target: Path) -> Path:
+    """Where the report of a target goes."""
+    return target.with_name(f"{target.name}.metrics.json")
 
 
 def peak_memory(device: torch.device) -> int | None:

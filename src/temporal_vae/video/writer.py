@@ -18,7 +18,7 @@ from temporal_vae.video.audio import AudioCopy
 from temporal_vae.video.color import output_color
 from temporal_vae.video.encoding import GIF_TICK, ContainerEncoder, Encoder, PngFolder, Settings, tick_for
 from temporal_vae.video.frames import Color, Frames, check_frames, check_timestamps, exact, file_name
-from temporal_vae.video.outputs import check_writable, complete_or_nothing
+from temporal_vae.video.outputs import check_apart, check_writable, complete_or_nothing, failed_to_write
 from temporal_vae.video.reader import MAX_PIXELS, VideoReader
 
 _CODEC_OF = {
@@ -98,9 +98,9 @@ class VideoWriter:
             crf=crf,
             pixel_aspect=pixel_aspect,
         )
-        check_writable(self.target, overwrite=overwrite)
+        check_writable(target, overwrite=overwrite)
         _check_replaceable(self.target, codec)
-        _check_apart(self.target, audio_from)
+        check_apart([self.target], [] if audio_from is None else [audio_from])
         self._sound = _sound_of(audio_from) if codec in ("h264", "ffv1") else None
         self._stack = ExitStack()
         self._encoder: Encoder
@@ -109,6 +109,7 @@ class VideoWriter:
         self._shape: tuple[int, ...] = ()
         self._first = Fraction(0)
         self._last: Fraction | None = None
+        self._finished = False
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -124,11 +125,17 @@ class VideoWriter:
     ) -> None:
         if error is None:
             try:
-                self._finish()
+                self.finish()
             except BaseException as failure:
                 self._stack.__exit__(type(failure), failure, failure.__traceback__)
                 raise
         self._stack.__exit__(kind, error, trace)
+
+    def finish(self) -> None:
+        """Write what is still held back: what follows can't fail for want of room. The end of the block does it too."""
+        if not self._finished:
+            self._finish()
+            self._finished = True
 
     def write(self, frames: Frames, timestamps: Sequence[Fraction] | None = None) -> None:
         """Append frames, uint8 `(t, h, w, 3)`, and their seconds; without them, they follow at the nominal rate."""
@@ -186,10 +193,7 @@ class VideoWriter:
         return encoder
 
     def _failed(self, error: Exception) -> MediaError:
-        reason = (getattr(error, "strerror", None) or str(error) or "unknown error").lower()
-        return MediaError(
-            f"{file_name(self.target)}: can't be written ({reason}); check the disk and its free space"
-        )
+        return failed_to_write(self.target, error)
 
 
 def codec_for(target: str | Path, codec: str | None = None) -> str:
@@ -226,13 +230,6 @@ def _check_replaceable(target: Path, codec: str) -> None:
         raise MediaError(
             f"{file_name(target)}: the folder holds other files than frames; choose a new or empty one"
         )
-
-
-def _check_apart(target: Path, source: str | Path | None) -> None:
-    """A source, or the folder of a pattern of images, is not written over."""
-    for path in () if source is None else (Path(source), Path(source).parent):
-        if target.exists() and path.exists() and target.samefile(path):
-            raise MediaError(f"{file_name(target)}: is the source itself; write to another name")
 
 
 def _sound_of(source: str | Path | None) -> tuple[Path, Fraction] | None:
