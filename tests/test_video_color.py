@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from video_files import LUMA, render_planes, scene, yuv_to_rgb
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video.color import output_color, parse_background, rgb_to_yuv444
+from temporal_vae.video.color import color_of, output_color, parse_background, rgb_to_yuv444
 from temporal_vae.video.frames import Color
 from temporal_vae.video.reader import VideoReader
 from temporal_vae.video.writer import VideoWriter
@@ -108,10 +109,53 @@ def test_planes_follow_the_formula(range_):
 def test_output_color_keeps_what_players_agree_on():
     kept = Color(matrix="bt2020nc", range="limited", primaries="bt2020", transfer="smpte2084")
     assert output_color(kept) == kept
+    assert output_color(Color(matrix="rgb", primaries="bt2020", transfer="smpte2084")).transfer == "smpte2084"
     plain = Color(matrix="bt709", range="limited", primaries="bt709", transfer="bt709")
     assert output_color(None) == plain
     assert output_color(Color(matrix="rgb", range="full")) == plain
     assert output_color(Color(matrix="smpte240m")) == plain
+
+
+@pytest.mark.parametrize(("matrix", "read_as"), [("ycgco", "smpte170m"), ("bt2020c", "bt2020nc")])
+def test_matrices_that_are_read_as_ffmpeg_reads_them(tmp_path, matrix, read_as):
+    planes = [enlarge(plane, BLOCK, BLOCK) for plane in flat_blocks(8)]
+    path = render_planes(tmp_path / "a.mkv", planes, "yuv444p", matrix=matrix, full=False)
+    seen, color = read_blocks(path)
+    assert color.matrix == matrix
+    expected = yuv_to_rgb(*(plane[::BLOCK, ::BLOCK].astype(float) for plane in planes), read_as, False)
+    assert np.abs(seen - expected).max() <= 1.5
+
+
+@pytest.mark.parametrize(("matrix", "red", "blue"), [("smpte240m", 0.212, 0.087), ("fcc", 0.3, 0.11)])
+def test_old_matrices_have_the_weights_of_h273(tmp_path, monkeypatch, matrix, red, blue):
+    monkeypatch.setitem(LUMA, matrix, (red, blue))
+    planes = [enlarge(plane, BLOCK, BLOCK) for plane in flat_blocks(8)]
+    path = render_planes(tmp_path / "a.mkv", planes, "yuv444p", matrix=matrix, full=False)
+    seen, _ = read_blocks(path)
+    expected = yuv_to_rgb(*(plane[::BLOCK, ::BLOCK].astype(float) for plane in planes), matrix, False)
+    assert np.abs(seen - expected).max() <= 1.5
+
+
+def test_colours_that_change_half_way_are_read_by_each_frames_own(tmp_path):
+    planes = [np.full((32, 32), value, np.uint8) for value in (120, 90, 170)]
+    parts = [
+        render_planes(tmp_path / f"{n}.h264", planes, "yuv444p", matrix=matrix, full=full, codec="libx264")
+        for n, (matrix, full) in enumerate([("smpte170m", False), ("bt709", False), ("bt709", True)])
+    ]
+    (tmp_path / "a.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with VideoReader(tmp_path / "a.h264") as reader:
+        seen = [frame[16, 16] for frame, _ in reader]
+    for level, (matrix, full) in zip(
+        seen, [("smpte170m", False), ("bt709", False), ("bt709", True)], strict=True
+    ):
+        expected = yuv_to_rgb(*(np.array(float(plane[0, 0])) for plane in planes), matrix, full)
+        np.testing.assert_allclose(level, expected, atol=1.5)
+
+
+def test_an_open_matrix_of_bt2020_primaries_is_bt2020():
+    frame = av.VideoFrame(64, 32, "yuv420p10le")
+    frame.color_primaries = 9
+    assert color_of(frame, "a").matrix == "bt2020nc"
 
 
 def test_matrices_that_can_not_be_converted_are_refused(tmp_path, monkeypatch):

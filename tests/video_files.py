@@ -13,7 +13,16 @@ LUMA = {
     "bt470bg": (0.299, 0.114),
     "bt2020nc": (0.2627, 0.0593),
 }
-MATRIX = {"bt709": 1, "bt470bg": 5, "smpte170m": 6, "bt2020nc": 9}
+MATRIX = {
+    "bt709": 1,
+    "fcc": 4,
+    "bt470bg": 5,
+    "smpte170m": 6,
+    "smpte240m": 7,
+    "ycgco": 8,
+    "bt2020nc": 9,
+    "bt2020c": 10,
+}
 
 
 def scene(count: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
@@ -78,11 +87,19 @@ def render(
 
 
 def render_planes(
-    path: Path, planes: Sequence[np.ndarray], pix_fmt: str, *, matrix: str | None, full: bool | None
+    path: Path,
+    planes: Sequence[np.ndarray],
+    pix_fmt: str,
+    *,
+    matrix: str | None,
+    full: bool | None,
+    codec: str = "ffv1",
 ) -> Path:
-    """One FFV1 frame with exactly these planes, tagged as told."""
+    """One frame with exactly these planes (of H.264, nearly), tagged as told."""
     with av.open(str(path), "w") as output:
-        stream = output.add_stream("ffv1", rate=25, options={"level": "3"})
+        stream = output.add_stream(
+            codec, rate=25, options={"level": "3"} if codec == "ffv1" else {"crf": "1"}
+        )
         stream.height, stream.width = planes[0].shape
         stream.pix_fmt = pix_fmt
         if matrix is not None:

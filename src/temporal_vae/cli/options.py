@@ -136,6 +136,13 @@ selection_options = _together(
         show_default=True,
         help="Colour behind transparent pixels.",
     ),
+    click.option(
+        "--hdr",
+        type=click.Choice(("map", "keep")),
+        default="map",
+        show_default=True,
+        help="Show PQ and HLG as BT.709, or keep their signals.",
+    ),
 )
 
 cut_options = _together(

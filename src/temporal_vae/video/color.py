@@ -1,7 +1,8 @@
 """Colour: from a decoded picture to RGB and back, with the matrix and range the file declares.
 
 swscale converts, with these settings within one level of the formulas of BT.601, BT.709 and BT.2020 (tests check it).
-Its defaults are up to four levels off, and darken. Transfer functions are not touched: PQ and HLG stay what they are.
+Its defaults are up to four levels off, and darken. SMPTE 240M and FCC have the weights of ITU-T H.273, as swscale has
+them. Transfer functions are not touched but for PQ and HLG, see `hdr`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from PIL import ImageColor
 
 from temporal_vae.errors import InputError, MediaError
 from temporal_vae.video.frames import Color, Frames
+from temporal_vae.video.hdr import TRANSFERS_OF_HDR, is_hdr, tone_map
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.video.format import VideoFormat
     from av.video.reformatter import VideoReformatter
 
-# Numbers of ITU-T H.273, names of FFmpeg. Constant-luminance, YCgCo and ICtCp matrices are not among them.
+# Numbers of ITU-T H.273, names of FFmpeg. ICtCp and others that FFmpeg's scaler has never read are not among them.
 MATRICES = {
     "rgb": 0,
     "bt709": 1,
@@ -27,7 +29,9 @@ MATRICES = {
     "bt470bg": 5,
     "smpte170m": 6,
     "smpte240m": 7,
+    "ycgco": 8,
     "bt2020nc": 9,
+    "bt2020c": 10,
 }
 PRIMARIES = {
     "bt709": 1,
@@ -63,7 +67,8 @@ TRANSFERS = {
     "arib-std-b67": 18,
 }
 RANGES = {"limited": 1, "full": 2}
-_UNSUPPORTED = {8: "YCgCo", 10: "BT.2020 constant luminance", 14: "ICtCp", 15: "IPT-C2"}
+_UNSUPPORTED = {12: "of other primaries", 13: "of constant luminance", 14: "ICtCp", 15: "IPT-C2"}
+_READ_AS = {"ycgco": "smpte170m", "bt2020c": "bt2020nc"}  # by FFmpeg's scaler, where it does not refuse them
 
 # SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_FULL_CHR_H_INP
 QUALITY = 4 | 0x40000 | 0x2000 | 0x4000
@@ -90,13 +95,15 @@ def has_alpha(format: VideoFormat) -> bool:
 def color_of(frame: VideoFrame, name: str) -> Color:
     """The colour of a decoded picture; what the file leaves open is filled in as players do.
 
-    An open matrix is BT.709 from 1280 columns or 720 rows on, else BT.601. An open range is full for RGB and for the
-    `yuvj` formats, else limited.
+    An open matrix is BT.2020 where primaries or transfer function are, BT.709 from 1280 columns or 720 rows on, else
+    BT.601. An open range is full for RGB and for the `yuvj` formats, else limited.
 
     Raises:
         MediaError: a matrix that can't be converted; `name` is the file that it names.
     """
     matrix = int(frame.colorspace)
+    primaries = _name_of(PRIMARIES, int(frame.color_primaries))
+    transfer = _name_of(TRANSFERS, int(frame.color_trc))
     if frame.format.is_rgb or frame.format.name == "pal8":
         matrix = 0
     elif matrix in _UNSUPPORTED:
@@ -105,13 +112,14 @@ def color_of(frame: VideoFrame, name: str) -> Color:
             "convert the file to one of them"
         )
     elif matrix not in MATRICES.values() or matrix == 0:
-        matrix = 1 if frame.width >= 1280 or frame.height >= 720 else 6
+        wide = primaries == "bt2020" or transfer in TRANSFERS_OF_HDR
+        matrix = 9 if wide else 1 if frame.width >= 1280 or frame.height >= 720 else 6
     full = matrix == 0 or frame.format.name.startswith("yuvj") or int(frame.color_range) == RANGES["full"]
     return Color(
         matrix=_name_of(MATRICES, matrix),
         range="full" if full else "limited",
-        primaries=_name_of(PRIMARIES, int(frame.color_primaries)),
-        transfer=_name_of(TRANSFERS, int(frame.color_trc)),
+        primaries=primaries,
+        transfer=transfer,
     )
 
 
@@ -120,7 +128,12 @@ def _name_of(names: dict[str, int], number: int) -> str:
 
 
 def to_rgb(
-    frame: VideoFrame, color: Color, reformatter: VideoReformatter, size: tuple[int, int], background: Frames
+    frame: VideoFrame,
+    color: Color,
+    reformatter: VideoReformatter,
+    size: tuple[int, int],
+    background: Frames,
+    peak: float | None = None,
 ) -> Frames:
     """A decoded picture as RGB `(h, w, 3)`; transparent parts show `background`.
 
@@ -130,20 +143,32 @@ def to_rgb(
         reformatter: keeps its tables from frame to frame.
         size: `(width, height)` of the result. Streams that change size half-way are scaled to the first.
         background: `(3,)`.
+        peak: cd/m² from which PQ and HLG are mapped to BT.709; `None` leaves them.
     """
     if color.matrix != "rgb":
-        frame.colorspace, frame.color_range = MATRICES[color.matrix], RANGES[color.range]
+        read_as = _READ_AS.get(color.matrix, color.matrix)
+        frame.colorspace, frame.color_range = MATRICES[read_as], RANGES[color.range]
     alpha = has_alpha(frame.format)
+    mapped = peak is not None and is_hdr(color)
+    formats = ("rgb48le", "rgba64le") if mapped else ("rgb24", "rgba")
     converted = reformatter.reformat(
         frame,
         width=size[0],
         height=size[1],
-        format="rgba" if alpha else "rgb24",
+        format=formats[alpha],
         interpolation=QUALITY,
         dst_color_range=RANGES["full"],
     )
-    pixels = converted.to_ndarray().astype(np.uint8, copy=False)
-    if color.range == "limited" and len(frame.format.components) <= 2:
+    if peak is not None and mapped:
+        deep = converted.to_ndarray().astype(np.uint16, copy=False)
+        if color.matrix != "rgb":  # of YUV swscale makes 255 * 256 for white
+            deep = np.minimum((deep.astype(np.uint32) * 257) >> 8, 65535).astype(np.uint16)
+        pixels = tone_map(deep[..., :3], color, peak)
+        if alpha:
+            pixels = np.dstack([pixels, (deep[..., 3] >> 8).astype(np.uint8)])
+    else:
+        pixels = converted.to_ndarray().astype(np.uint8, copy=False)
+    if not mapped and color.range == "limited" and len(frame.format.components) <= 2:
         pixels[..., :3] = _STRETCHED[pixels[..., :3]]  # swscale takes all grey to be full range
     return flatten(pixels, background) if alpha else pixels
 
@@ -171,7 +196,8 @@ def parse_background(background: str | tuple[int, int, int]) -> Frames:
 def output_color(source: Color | None) -> Color:
     """The colour in which to store a video whose source had `source`: the same where players agree on it.
 
-    That is BT.601, BT.709 and BT.2020 in either range. Everything else, RGB too, becomes BT.709 limited.
+    That is BT.601, BT.709 and BT.2020 in either range. Everything else, RGB too, becomes BT.709 limited. PQ and HLG,
+    whose frames were not mapped, stay PQ and HLG.
     """
     if source is not None and source.matrix in _LUMA:
         return source
@@ -180,7 +206,7 @@ def output_color(source: Color | None) -> Color:
         matrix="bt709",
         range="limited",
         primaries=source.primaries if source is not None and known else "bt709",
-        transfer="bt709",
+        transfer=source.transfer if source is not None and is_hdr(source) else "bt709",
     )
 
 

@@ -21,6 +21,7 @@ from temporal_vae.errors import MediaError
 from temporal_vae.video.color import color_of, to_rgb
 from temporal_vae.video.decoding import declared_duration, decode, open_container, tick_of, video_stream
 from temporal_vae.video.frames import Frames, VideoInfo, file_name
+from temporal_vae.video.hdr import peak_of
 from temporal_vae.video.timing import repair
 
 Picture = tuple[Fraction, Callable[[], Frames]]
@@ -38,6 +39,7 @@ class ContainerSource:
         path: an existing file.
         background: uint8 `(3,)`, shown through transparent parts.
         max_pixels: larger pictures are refused before memory is taken for them.
+        map_hdr: show PQ and HLG as BT.709.
 
     Attributes:
         info: what the file is.
@@ -46,7 +48,7 @@ class ContainerSource:
         MediaError: no video in it, damaged, or too large a picture.
     """
 
-    def __init__(self, path: Path, background: Frames, max_pixels: int) -> None:
+    def __init__(self, path: Path, background: Frames, max_pixels: int, map_hdr: bool = True) -> None:
         self._path, self._background, self._max_pixels = path, background, max_pixels
         with open_container(path, max_pixels) as container:
             stream = video_stream(container, path, max_pixels)
@@ -56,6 +58,7 @@ class ContainerSource:
             self._turn = Turn.of(first)
             self._coded_size = first.width, first.height
             self._first_tick = tick_of(first) or 0
+            self._peak = peak_of(first) if map_hdr else None  # of all frames: a curve that changes flickers
             self.info = self._describe(container, stream, first)
 
     def pictures(self, start: Fraction) -> Iterator[Picture]:
@@ -87,7 +90,8 @@ class ContainerSource:
             return first is not None and first.pts is not None and self._first_tick <= first.pts <= tick
 
     def _render(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:
-        pixels = to_rgb(frame, self.info.color, reformatter, self._coded_size, self._background)
+        color = color_of(frame, file_name(self._path))  # each frame's own: it may change half-way
+        pixels = to_rgb(frame, color, reformatter, self._coded_size, self._background, self._peak)
         return self._turn.apply(pixels)
 
     def _describe(self, container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> VideoInfo:

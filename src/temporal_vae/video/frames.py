@@ -24,7 +24,8 @@ class Color:
     """How the numbers of a video stand for colours, in the names that FFmpeg uses.
 
     Attributes:
-        matrix: `rgb`, `bt709`, `smpte170m` or `bt470bg` (both BT.601), `bt2020nc`, `smpte240m`, `fcc`.
+        matrix: `rgb`, `bt709`, `smpte170m` or `bt470bg` (both BT.601), `bt2020nc`, `smpte240m`, `fcc`, `ycgco`,
+            `bt2020c`.
         range: `limited` (black is 16, white 235 of 8 bits) or `full` (0 and 255).
         primaries: `bt709`, `smpte170m`, `bt2020`, ... or `unspecified`.
         transfer: `bt709`, `iec61966-2-1` (sRGB), `smpte2084` (PQ), ... or `unspecified`.

@@ -45,6 +45,7 @@ class Selection(TypedDict, total=False):
         fps: frames per second to resample to.
         size: `(width, height)` in pixels, or the width alone to keep the aspect.
         background: colour behind transparent pixels: a name, `#rrggbb`, or red, green and blue.
+        hdr: `map` shows PQ and HLG as BT.709, `keep` leaves their signals as they are.
     """
 
     start: float | None
@@ -52,6 +53,7 @@ class Selection(TypedDict, total=False):
     fps: Any
     size: Size | None
     background: str | tuple[int, int, int]
+    hdr: str
 
 
 class Output(TypedDict, total=False):
@@ -309,7 +311,7 @@ def _as_shown(reader: VideoReader, selection: Selection) -> dict[str, Any]:
     keeps_aspect = not isinstance(size, tuple) or size[1] is None
     return {
         "rate": reader.rate,
-        "color": reader.info.color,
+        "color": reader.color,
         "pixel_aspect": reader.info.pixel_aspect if keeps_aspect else Fraction(1),
         "time_base": reader.info.time_base if selection.get("fps") is None else 1 / reader.rate,
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +18,11 @@ from temporal_vae.errors import InputError, MediaError
 from temporal_vae.video.color import parse_background
 from temporal_vae.video.container import ContainerSource, Picture
 from temporal_vae.video.frames import Clip, Frames, VideoInfo, check_cut, exact, file_name
+from temporal_vae.video.hdr import MAPPED, TRANSFERS_OF_HDR, is_hdr
 from temporal_vae.video.images import STILL_RATE, ImageSeries, ImageSource, is_image
 from temporal_vae.video.timing import at_rate, starting
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
 """Largest picture that is read unless told otherwise: 8192 x 8192."""
@@ -50,12 +55,13 @@ class VideoReader:
         fps: frames per second to resample to: the frame nearest in time is shown, none are mixed.
         size: `(width, height)`, or the width alone to keep the aspect; Lanczos.
         background: colour behind transparent parts, a name, `"#ff8800"` or three numbers.
+        hdr: `map` shows PQ and HLG as BT.709, `keep` delivers their signals as they are.
         max_pixels: larger pictures are refused.
 
     Attributes:
         info: what the source is.
         files: what is read, none of which may be written over.
-        rate, height, width: of the frames that come out.
+        rate, height, width, color: of the frames that come out; `info.color` is that of the file.
 
     Raises:
         MediaError: a source that is missing, damaged, truncated, too large or has no video. Damage half-way is raised
@@ -72,6 +78,7 @@ class VideoReader:
         fps: Fraction | float | str | None = None,
         size: Size | None = None,
         background: str | tuple[int, int, int] = "black",
+        hdr: str = "map",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._start = exact(start or 0, "start")
@@ -83,8 +90,12 @@ class VideoReader:
             raise InputError(f"fps={fps}: frames per second, above 0")
         if frames is not None and frames < 1:
             raise InputError(f"frames={frames}: at least 1, or None for all")
-        self._source = _open(source, self._fps or STILL_RATE, parse_background(background), max_pixels)
+        if hdr not in ("map", "keep"):
+            raise InputError(f"hdr={hdr!r}: choose map or keep")
+        self._source = _open(source, self._fps or STILL_RATE, parse_background(background), max_pixels, hdr)
         self.info: VideoInfo = self._source.info
+        self._mapped = hdr == "map" and is_hdr(self.info.color)
+        self.color = MAPPED if self._mapped else self.info.color
         self.files: tuple[Path, ...] = getattr(self._source, "paths", (Path(source),))
         self.width, self.height = _scaled(self.info, size)
         self.rate = self._fps or self.info.rate
@@ -139,9 +150,11 @@ class VideoReader:
 
     def _clip(self, held: list[tuple[Frames, Fraction]]) -> Clip:
         frames, timestamps = zip(*held, strict=True)
-        return Clip(frames=np.stack(frames), timestamps=timestamps, rate=self.rate, color=self.info.color)
+        return Clip(frames=np.stack(frames), timestamps=timestamps, rate=self.rate, color=self.color)
 
     def _read(self) -> Iterator[tuple[Frames, Fraction]]:
+        if self._mapped:
+            _tell_mapped(file_name(self.info.path), TRANSFERS_OF_HDR[self.info.color.transfer])
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
         if self._fps is not None:
             stream = at_rate(stream, self._fps, self.info.rate)
@@ -161,7 +174,12 @@ class VideoReader:
         return np.array(resized)
 
 
-def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int) -> Source:
+@cache  # once for each file
+def _tell_mapped(name: str, kind: str) -> None:
+    logger.warning("%s: %s is mapped to BT.709; --hdr keep (hdr='keep') leaves it as it is", name, kind)
+
+
+def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int, hdr: str) -> Source:
     path, name = Path(source), file_name(source)
     if not name.strip():
         raise MediaError("the source has no name; give a file, a folder of images or a pattern")
@@ -179,7 +197,9 @@ def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: in
             )
         if path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty; copy or export it again")
-        return (ImageSource if is_image(path) else ContainerSource)(path, background, max_pixels)
+        if is_image(path):
+            return ImageSource(path, background, max_pixels)
+        return ContainerSource(path, background, max_pixels, map_hdr=hdr == "map")
     except OSError as error:
         raise MediaError(f"{name}: can't be read ({(error.strerror or 'unknown error').lower()})") from error
 
