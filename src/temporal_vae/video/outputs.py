@@ -143,7 +143,7 @@ def check_apart(outputs: Iterable[str | Path], sources: Iterable[str | Path]) ->
         for target in targets:
             places = (source, source.parent) if target.is_dir() else (source,)
             if any(_are_one(target, place) for place in places):
-                what = "holds the source" if target.is_dir() else "is the source itself:"
+                what = "is the source itself:" if _are_one(target, source) else "holds the source"
                 raise MediaError(f"{file_name(target)}: {what} {file_name(source)}; write to another name")
     for index, target in enumerate(targets):
         if any(_are_one(target, other) for other in targets[:index]):
