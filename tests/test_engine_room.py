@@ -1,6 +1,7 @@
 """The planned work memory is what passes take, at sizes of real videos: everything runs, nothing is computed."""
 
 from contextlib import contextmanager
+from mmap import mmap
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import passes, processor, run
+from temporal_vae.engine import budget, passes, processor, run, storage
 from temporal_vae.engine.kernels import native_code
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.stats import Moments
@@ -41,6 +42,20 @@ class Idle:
         return []
 
 
+class Counted(mmap):
+    """Memory for activations and scratch; `top` is the most that was alive at once."""
+
+    alive = top = 0
+
+    def __new__(cls, file, nbytes):
+        Counted.alive += nbytes
+        Counted.top = max(Counted.top, Counted.alive)
+        return super().__new__(cls, file, nbytes)
+
+    def __del__(self):
+        Counted.alive -= len(self)
+
+
 class Nowhere(SpillFile):
     """A file that keeps nothing."""
 
@@ -67,6 +82,7 @@ def _nothing_is_computed():
             patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
         patch.setattr(run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle()))
         patch.setattr(run, "spill_file", spill_file)
+        patch.setattr(storage, "mmap", Counted)
         patch.setattr(passes, "attend", attend)
         patch.setattr(passes, "finish_over_time", lambda *_: None)
         yield
@@ -83,7 +99,7 @@ def _nothing_is_computed():
 )
 @torch.no_grad()
 def test_every_plan_has_room(model, dtype, frames, size, workers, share, decodes):
-    """`Scratch.take` refuses what was not planned."""
+    """`Scratch.take` refuses what was not planned, and what is alive at once is what was counted."""
     height, width = (model.spatial_factor * length for length in size)
     frames = max(1, min(frames, MOST_PIXELS // (height * width)))
     network = network_of(model, 3)
@@ -91,9 +107,29 @@ def test_every_plan_has_room(model, dtype, frames, size, workers, share, decodes
     make, rungs = (decode_plan, RUNGS) if decodes else (encode_plan, ENCODER_RUNGS)
     peaks = [make(network, rung, **settings).peak for rung in rungs]
     plan = make(network, *rungs, limit=int(min(peaks) + share * (max(peaks) - min(peaks))), **settings)
+    Counted.top = Counted.alive
     if decodes:
         z = torch.empty(frames, 4, *size, dtype=getattr(torch, dtype))
         run.decode(model.decoder, z, plan, lambda amount: None)
     else:
         x = torch.empty(frames, 3, height, width, dtype=getattr(torch, dtype))
         run.encode(model.encoder, x, plan, lambda amount: None)
+    assert Counted.top <= counted(plan, network)
+
+
+def counted(plan, network):
+    """Bytes of activations, scratch and packed weights at the worst moment of a plan."""
+    kind = budget.Decoder if plan.task == "decode" else budget.Encoder
+    sizes = [level.size for level in plan.levels]
+    task = kind(network, plan.frames, plan.batch, sizes, plan.dtype, "cpu", plan.workers)
+    most, before = 0, {}
+    for index, level in enumerate(plan.levels):
+        flags = {name: getattr(level, name) for name in ("rematerialise", "recompute", "spill", "spill_work")}
+        handed = task.handed_on(index, flags, before) + work_memory(task, index - 1, before) if index else 0
+        most = max(most, task.held(index, flags, before) + work_memory(task, index, flags), handed)
+        before = flags
+    return most
+
+
+def work_memory(task, level, flags):
+    return task.workers * task.scratch(level, flags) + task.weights(level)

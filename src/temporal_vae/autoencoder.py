@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from logging import LogRecord as Record
 from logging import getLogger as get_logger
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -327,9 +328,9 @@ class AutoencoderKLTemporalDecoder(Stored):
     ) -> Plan:
         return plan_decode(
             self._network,
-            num_frames=int(num_frames),
-            height=height,
-            width=width,
+            num_frames=_whole(num_frames),
+            height=_whole(height),
+            width=_whole(width),
             dtype=str(like.dtype).removeprefix("torch."),
             device=like.device.type,
             memory_limit=limit,
@@ -340,9 +341,9 @@ class AutoencoderKLTemporalDecoder(Stored):
     def _plan_encode(self, like: Tensor, num_frames: int, height: int, width: int, limit: int | None) -> Plan:
         return plan_encode(
             self._network,
-            num_frames=int(num_frames),
-            height=height,
-            width=width,
+            num_frames=_whole(num_frames),
+            height=_whole(height),
+            width=_whole(width),
             dtype=str(like.dtype).removeprefix("torch."),
             device=like.device.type,
             memory_limit=limit,
@@ -430,6 +431,11 @@ class AutoencoderKLTemporalDecoder(Stored):
         if fused:
             self.fuse_qkv_projections()
         return result
+
+
+def _whole(count: Any) -> Any:
+    """A whole number as Python has them, NumPy's too; anything else is left to the planner, which refuses it."""
+    return int(count) if isinstance(count, Integral) and not isinstance(count, bool) else count
 
 
 def _workers(device: torch.device) -> int:

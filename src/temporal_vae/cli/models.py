@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="To compute on: cpu, cuda, cuda:1, mps. auto: a CUDA GPU where there is one, else the CPU.",
+)
+
+
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that name a model; it is called with the loaded one as `vae`."""
 
@@ -26,12 +34,19 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
     )
-    @click.option("--device", default="cpu", show_default=True, help="To compute on: cpu, cuda, cuda:1, mps.")
+    @device_option
     @wraps(command)
     def load_and_run(model: str, subfolder: str | None, dtype: str, device: str, **arguments: Any) -> None:
         command(vae=load_model(model, subfolder, dtype, device), **arguments)
 
     return load_and_run
+
+
+def best_device() -> str:
+    """The device to compute on where none is named: a CUDA GPU if there is one, or else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_model(
@@ -47,6 +62,7 @@ def load_model(
 
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 
+    device = best_device() if device == "auto" else device
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

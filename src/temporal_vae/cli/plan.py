@@ -14,7 +14,7 @@ from temporal_vae.cli.console import print_json
 from temporal_vae.cli.models import DTYPES
 from temporal_vae.cli.options import PictureType, json_option, memory_option
 from temporal_vae.engine.budget import Network
-from temporal_vae.engine.plan import Plan, plan_decode, plan_encode
+from temporal_vae.engine.plan import DEVICES, Plan, plan_decode, plan_encode
 from temporal_vae.errors import CheckpointError, ConfigError
 
 PUBLISHED = Network(channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
@@ -45,7 +45,16 @@ _PLANNERS: dict[str, Callable[..., Plan]] = {"decode": plan_decode, "encode": pl
 @click.option(
     "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="To compute with. Default: all cores.")
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Whose memory is counted: that of the machine, or of a GPU.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="To compute with. Default: all cores; two streams of a GPU."
+)
 @json_option
 def plan(
     frames: int,
@@ -55,6 +64,7 @@ def plan(
     model: str,
     subfolder: str | None,
     dtype: str,
+    device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -68,8 +78,9 @@ def plan(
         height=size[0],
         width=size[1],
         dtype=dtype,
+        device=device,
         memory_limit=memory_limit,
-        workers=threads,
+        workers=threads or (2 if device == "cuda" else None),
     )
     if as_json:
         print_json({"model": model, **asdict(made)})

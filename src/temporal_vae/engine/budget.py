@@ -199,6 +199,10 @@ class Task(ABC):
         copies = ATTENTION_COPIES + (REPACKED if self.item == 2 else 0) + bool(flags.get("spill"))
         return copies * self.frame(level, channels) + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
 
+    def handed_on(self, level: int, flags: Flags, before: Flags) -> int:
+        """Bytes in memory while the level before writes to this one; 0 where either counts them itself."""
+        return 0
+
     def spilled(self, level: int, flags: Flags) -> int:
         """Bytes of the file that a level takes: its state, and the frames at work."""
         state, widest = (self.frame(level, self.widths[level + i]) for i in (1, 0))
@@ -368,6 +372,11 @@ class Encoder(Task):
             return self.attention(level, flags) if level == last else 0
         return worst
 
+    def handed_on(self, level: int, flags: Flags, before: Flags) -> int:
+        """Bytes in memory while the passes of the level before, which is spilled, halve its state into this level."""
+        kept = before.get("spill") and not flags.get("spill")
+        return self.frames * self.frame(level, self.widths[level]) if kept else 0
+
     def scratch(self, level: int, flags: Flags) -> int:
         """Bytes of scratch of one worker at the worst job of a level."""
         spilled, inputs, width = bool(flags.get("spill")), self.widths[level], self.widths[level + 1]
@@ -431,13 +440,17 @@ class Encoder(Task):
 
 def peak(task: Task, level: int, flags: Flags, before: Flags) -> int:
     """Bytes above the loaded model at the worst moment of a level; `before` is what the level before it does."""
-    tensors = task.output + task.held(level, flags, before)
-    if task.native:
-        tensors += task.workers * (task.scratch(level, flags) + task.packing + PER_WORKER)
-        tensors += task.weights(level)
-    else:
-        tensors += task.workers * TEMPORARIES * task.strip
-    return int(tensors * SLACK) + FIRST_USE[task.arithmetic]
+    tensors = task.held(level, flags, before) + _work_memory(task, level, flags)
+    if level and (handed := task.handed_on(level, flags, before)):
+        tensors = max(tensors, handed + _work_memory(task, level - 1, before))
+    return int((task.output + tensors) * SLACK) + FIRST_USE[task.arithmetic]
+
+
+def _work_memory(task: Task, level: int, flags: Flags) -> int:
+    """Bytes of what the workers and the kernels of a level take."""
+    if not task.native:
+        return task.workers * TEMPORARIES * task.strip
+    return task.workers * (task.scratch(level, flags) + task.packing + PER_WORKER) + task.weights(level)
 
 
 def worst(task: Task, flags: Sequence[Flags]) -> int:

@@ -67,6 +67,8 @@ RUNGS: dict[str, Flags] = {
     "spill everything": {"recompute": True, "spill": True, "spill_work": True},
 }
 ENCODER_RUNGS = ("whole", "spill everything")
+DEVICES = tuple(STRIP_BYTES)
+"""Kinds of devices on which the engine runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,9 @@ class Plan:
             f"chosen: peak {readable(self.peak)} above the loaded model, {self.extra_work:.1%} extra work",
         ]
         for level in self.levels:
-            flags = [name for name in ("rematerialise", "recompute", "spill") if getattr(level, name)]
+            names = ("rematerialise", "recompute", "spill everything" if level.spill_work else "spill")
+            does = (level.rematerialise, level.recompute, level.spill)
+            flags = [name for name, done in zip(names, does, strict=True) if done]
             lines.append(
                 f"  level {level.size[0]}x{level.size[1]}: {', '.join(flags) or 'whole'}, "
                 f"{level.together} frames together"
@@ -209,12 +213,12 @@ def cores() -> int:
 
 
 def _check(*, dtype: str, device: str, **counts: int) -> None:
-    if device not in STRIP_BYTES:
-        raise InputError(f"plan: device {device!r} is not one of {', '.join(STRIP_BYTES)}")
+    if device not in DEVICES:
+        raise InputError(f"plan: device {device!r} is not one of {', '.join(DEVICES)}")
     if dtype not in ITEMSIZE:
         raise InputError(f"plan: dtype {dtype!r} is not one of {', '.join(ITEMSIZE)}")
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise InputError(f"plan: {name}={count!r} must be a whole number of at least 1")
 
 

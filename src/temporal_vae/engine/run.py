@@ -222,13 +222,14 @@ def _spatial(
     The result is added to the block's input in place. Where the block changes the number of channels it gets a place
     of its own, and what the shortcut makes of the input is put there first.
     """
+    if enlarging is not None or block.conv_shortcut is not None:
+        context.pool.clear()  # of what has the size of the level before
     context.use(level)
     packed = _Packed.of(context, block, enlarging)
     shape = (state.count, *level.size, block.conv1.out_channels)
     hidden = context.frames(shape, spilled=level.spill_work)
     target = state
     if packed.enlarge is not None or packed.shortcut is not None:
-        context.pool.clear()  # of what has the size of the level before
         target = context.frames(shape, spilled=level.spill)
     gathered = []
     for group in _groups(state.count, level.together):
@@ -249,10 +250,10 @@ def _spatial(
         gathered.append(passes.convolve(context, hidden, target, packed.second, group, affine=norm, add=True))
         for frame in group:
             hidden.release(frame)
+            if target is not state:
+                state.release(frame, reuse=False)  # of another size than what comes
             if source is not target:
                 source.release(frame)
-            if target is not state:
-                state.release(frame, reuse=False)
     if target is not state:
         context.pool.clear()
     return target, stack(gathered)

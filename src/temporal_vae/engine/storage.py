@@ -15,14 +15,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from mmap import mmap
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from temporal_vae.engine.geometry import Span
+from temporal_vae.engine.memory import is_memory
 from temporal_vae.errors import MemoryLimitError
 
 
@@ -207,17 +210,18 @@ class HostMemory(_Store):
 
 
 class SpillFile(_Store):
-    """A private file of known size, gone when the work is over, however it ends."""
+    """A private file of known size, gone when the work is over, however it ends. Many threads may use it at once."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, file: FileIO) -> None:
         super().__init__()
-        self._handle = handle
+        self._file = file
+        self._lock = Lock()  # of the position, where the system knows no reading and writing at an offset
 
     def read(self, target: Tensor, offset: int) -> None:
         """Fill a contiguous tensor."""
         view = _bytes(target)
         while view:
-            done = os.preadv(self._handle, [view], offset)
+            done = self._read(view, offset)
             if not done:
                 raise OSError(f"the spill file ended at byte {offset}")
             view, offset = view[done:], offset + done
@@ -226,34 +230,74 @@ class SpillFile(_Store):
         """Store a contiguous tensor."""
         view = _bytes(source)
         while view:
-            done = os.pwritev(self._handle, [view], offset)
+            done = self._write(view, offset)
             view, offset = view[done:], offset + done
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(view)
+
+    def _write(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "pwritev"):
+            return os.pwritev(self._file.fileno(), [view], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.write(view)
 
 
 @contextmanager
-def spill_file(nbytes: int, folder: Path | None = None) -> Iterator[SpillFile]:
+def spill_file(nbytes: int) -> Iterator[SpillFile]:
     """A `SpillFile` of `nbytes`, reserved before anything is computed; unlinked from the start where possible.
 
+    It lies in the folder that `TEMPORAL_VAE_SPILL_DIR` names, or else in the first of the system's folders for
+    temporary files and caches that is on a disk with room for it: a file in memory would break the promise of a limit.
+
     Raises:
-        MemoryLimitError: the disk has no room for it.
+        MemoryLimitError: no disk has room for it.
     """
-    folder = folder or Path(tempfile.gettempdir())
-    free = shutil.disk_usage(folder).free
-    if free < nbytes:
-        raise MemoryLimitError(
-            f"{folder}: {nbytes / 2**30:.2f} GiB are needed to spill activations and {free / 2**30:.2f} GiB are free; "
-            "free some, point TMPDIR at another disk, or allow more memory"
-        )
+    folder = _spill_folder(nbytes)
     with tempfile.TemporaryFile(dir=folder, prefix="temporal-vae-", buffering=0) as file:
-        handle = file.fileno()
         try:
-            os.posix_fallocate(handle, 0, nbytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            else:
+                file.truncate(nbytes)
         except OSError as error:
             raise MemoryLimitError(
-                f"{folder}: no room for {nbytes / 2**30:.2f} GiB of spilled activations ({error.strerror}); free some, "
-                "point TMPDIR at another disk, or allow more memory"
+                f"{folder}: no room for {nbytes / 2**30:.2f} GiB of spilled activations ({error.strerror}); {_REMEDY}"
             ) from error
-        yield SpillFile(handle)
+        yield SpillFile(file)
+
+
+SPILL_VARIABLE = "TEMPORAL_VAE_SPILL_DIR"
+_REMEDY = f"free some, name a folder on another disk in {SPILL_VARIABLE}, or allow more memory"
+
+
+def _spill_folder(nbytes: int) -> Path:
+    named = os.environ.get(SPILL_VARIABLE)
+    folders = [Path(named)] if named else _usual_folders()
+    reasons = []
+    for folder in folders:
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            reasons.append(f"{folder} can't be written to")
+        elif is_memory(folder):
+            reasons.append(f"{folder} is memory, not a disk")
+        elif (free := shutil.disk_usage(folder).free) < nbytes:
+            reasons.append(f"{folder} has {free / 2**30:.2f} GiB free")
+        else:
+            return folder
+    raise MemoryLimitError(
+        f"{nbytes / 2**30:.2f} GiB are needed to spill activations: {', '.join(reasons)}; {_REMEDY}"
+    )
+
+
+def _usual_folders() -> list[Path]:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folders = (Path(folder) for folder in (tempfile.gettempdir(), "/var/tmp", caches))
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -11,12 +11,13 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-from temporal_vae.engine.plan import Plan
+from temporal_vae.engine.plan import DEVICES, Plan, plan_decode, plan_encode
 from temporal_vae.video.frames import Frames, crop_to, pad_to_multiple
 from temporal_vae.video.tensors import to_frames, to_tensor
 from temporal_vae.video.work import Progress, Work
 
 _MOST_TOGETHER = 25  # frames of one call of the encoder
+_TOGETHER_ELSEWHERE = 4  # where the engine does not run, and nothing is planned
 
 
 class Coder:
@@ -42,6 +43,9 @@ class Coder:
         self.work = Work(progress)
         self._vae = vae
         self._encoder = _as_encoder(vae)
+        self._plans = (
+            vae.device.type in DEVICES
+        )  # elsewhere modules run, and of a plan only the arithmetic counts
         self._shown = height, width
         factor = vae.spatial_factor
         self._padded = {"height": height + -height % factor, "width": width + -width % factor}
@@ -53,12 +57,13 @@ class Coder:
         Raises:
             MemoryLimitError: not even one frame can be encoded within the model's limit.
         """
-        return self._plan_encode(_MOST_TOGETHER).frames
+        plan = self._plan_encode(_MOST_TOGETHER)
+        return plan.frames if self._plans else _TOGETHER_ELSEWHERE
 
     def encode_work(self, frames: int) -> int:
         """Multiply-adds to encode so many frames; raises as `together`."""
-        together = self.together
-        return self._plan_encode(together).work // together * frames
+        plan = self._plan_encode(self.together)
+        return plan.work // plan.batch * frames
 
     def decode_work(self, frames: int) -> int:
         """Multiply-adds to decode a clip of so many frames.
@@ -66,7 +71,9 @@ class Coder:
         Raises:
             MemoryLimitError: the clip cannot be decoded within the model's limit.
         """
-        return self._vae.plan_decode(num_frames=frames, **self._padded).work
+        if self._plans:
+            return self._vae.plan_decode(num_frames=frames, **self._padded).work
+        return plan_decode(self._vae._network, num_frames=frames, workers=1, **self._padded).work
 
     @torch.inference_mode()
     def encode(self, frames: Frames) -> DiagonalGaussianDistribution:
@@ -91,7 +98,9 @@ class Coder:
         return self.decode(torch.cat(latents))
 
     def _plan_encode(self, frames: int) -> Plan:
-        return self._encoder.plan_encode(num_frames=frames, **self._padded)
+        if self._plans:
+            return self._encoder.plan_encode(num_frames=frames, **self._padded)
+        return plan_encode(self._encoder._network, num_frames=frames, workers=1, **self._padded)
 
 
 def _as_encoder(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecoder:
