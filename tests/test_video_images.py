@@ -1,14 +1,22 @@
 """Reading images, animations, folders and patterns."""
 
+import io
+import zlib
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms
 from video_files import numbered, numbers, scene
 
 from temporal_vae.errors import MediaError
+from temporal_vae.video.frames import Color
+from temporal_vae.video.hdr import tone_map
 from temporal_vae.video.reader import VideoReader
+
+Image.init()
+AVIF = "AVIF" in Image.SAVE  # a plugin of its own before Pillow 11.3
+needs_avif = pytest.mark.skipif(not AVIF, reason="this Pillow has no AVIF")
 
 
 def read(path, **arguments):
@@ -28,14 +36,20 @@ def test_one_image_is_a_video_of_one_frame(tmp_path, suffix):
     assert np.abs(seen.astype(int) - frame).mean() <= (5 if suffix.startswith("j") else 0)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(tmp_path, orientation):
+def lying(orientation: int) -> tuple[np.ndarray, Image.Image]:
+    """A picture, and how it is stored with this orientation."""
     upright = np.zeros((30, 40, 3), np.uint8)
     upright[:15, :20], upright[:15, 20:], upright[15:, :20] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     undo = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]  # Image.Transpose
     image = Image.fromarray(upright)
     for step in undo:
         image = image.transpose(Image.Transpose(step))
+    return upright, image
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, orientation):
+    upright, image = lying(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     image.save(tmp_path / "a.png", exif=exif)
@@ -43,6 +57,141 @@ def test_exif_orientation_is_honoured(tmp_path, orientation):
         assert (reader.info.width, reader.info.height) == (40, 30)
         ((frame, _),) = reader
     np.testing.assert_array_equal(frame, upright)
+
+
+@needs_avif
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_is_turned_by_its_boxes_alone(tmp_path, orientation):
+    """Pillow writes EXIF's orientation as `irot` and `imir`; another tag, renamed in the file, is EXIF left inside."""
+    upright, image = lying(orientation)
+    exif, told = Image.Exif(), Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x0113] = told[0x0113] = orientation
+    image.save(tmp_path / "both.avif", exif=exif, quality=100, subsampling="4:4:4")
+    Image.fromarray(upright).save(tmp_path / "exif.avif", exif=told, quality=100, subsampling="4:4:4")
+    for name in ("both.avif", "exif.avif"):
+        data = (tmp_path / name).read_bytes()
+        for wrong, right in ((b"\x13\x01\x03\0", b"\x12\x01\x03\0"), (b"\x01\x13\0\x03", b"\x01\x12\0\x03")):
+            data = data.replace(wrong, right)
+        (tmp_path / name).write_bytes(data)
+    xmp = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    Image.fromarray(upright).save(tmp_path / "xmp.avif", xmp=xmp, quality=100, subsampling="4:4:4")
+    for name in ("both.avif", "exif.avif", "xmp.avif"):
+        with VideoReader(tmp_path / name) as reader:
+            assert (reader.info.width, reader.info.height) == (40, 30), name
+            ((frame, _),) = reader
+        assert np.abs(frame - upright.astype(int)).max() <= 8, name
+
+
+@needs_avif
+@pytest.mark.parametrize("range_", ["full", "limited"])
+def test_monochrome_avif(tmp_path, range_):
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.avif", quality=100, range=range_)
+    assert np.abs(read(tmp_path / "a.avif")[0][0] - ramp[..., None].astype(int)).max() <= 2
+    clear = Image.merge("LA", [Image.fromarray(ramp), Image.fromarray(ramp[:, ::-1])])
+    clear.save(tmp_path / "b.avif", quality=100)
+    expected = ramp * (ramp[:, ::-1] / 255.0)
+    assert np.abs(read(tmp_path / "b.avif")[0][0] - expected[..., None]).max() <= 3
+
+
+def test_what_pillow_can_not_open_is_said_with_its_version(tmp_path):
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypheic" + bytes(40))
+    with pytest.raises(
+        MediaError, match=r"a\.avif: not a readable image \(Pillow .* opens AVIF from 11\.3 on"
+    ):
+        VideoReader(tmp_path / "a.avif")
+
+
+def profile(space: str) -> bytes:
+    """An ICC profile of grey or RGB with a gamma of 1.8 and, for RGB, the primaries of DCI-P3."""
+
+    def s15(*values: float) -> bytes:
+        return b"".join(round(value * 65536).to_bytes(4, "big", signed=True) for value in values)
+
+    curve = b"curv\0\0\0\0" + (1).to_bytes(4, "big") + round(1.8 * 256).to_bytes(2, "big") + b"\0\0"
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + s15(0.9642, 1, 0.8249)}
+    if space == "GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        columns = {
+            b"r": (0.5151, 0.2412, -0.0011),
+            b"g": (0.292, 0.6922, 0.0419),
+            b"b": (0.1571, 0.0666, 0.7841),
+        }
+        for channel, column in columns.items():
+            tags[channel + b"XYZ"], tags[channel + b"TRC"] = b"XYZ \0\0\0\0" + s15(*column), curve
+    table, body = len(tags).to_bytes(4, "big"), b""
+    for name, data in tags.items():
+        at = 132 + 12 * len(tags) + len(body)
+        table, body = table + name + at.to_bytes(4, "big") + len(data).to_bytes(4, "big"), body + data
+    head = bytearray(128)
+    head[0:4] = (128 + len(table) + len(body)).to_bytes(4, "big")
+    head[8:12], head[12:24] = bytes([2, 0x40, 0, 0]), b"mntr" + space.ljust(4).encode() + b"XYZ "
+    head[36:40], head[68:80] = b"acsp", s15(0.9642, 1, 0.8249)
+    return bytes(head) + table + body
+
+
+@pytest.mark.parametrize(
+    ("mode", "space", "suffix"),
+    [
+        ("RGB", "RGB", "png"),
+        ("RGB", "RGB", "jpg"),
+        ("RGB", "RGB", "tiff"),
+        ("RGB", "RGB", "webp"),
+        ("RGBA", "RGB", "png"),
+        ("P", "RGB", "png"),
+        ("L", "RGB", "png"),
+        ("L", "GRAY", "png"),
+        ("LA", "GRAY", "png"),
+        ("I;16", "GRAY", "png"),
+    ],
+)
+def test_colour_profiles_are_converted_to_srgb(tmp_path, mode, space, suffix):
+    icc, path = profile(space), tmp_path / f"a.{suffix}"
+    image = Image.fromarray(scene(1)[0])
+    if mode == "I;16":
+        grey = np.asarray(image.convert("L"))
+        image, stored = image.convert("L"), Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = stored = image.convert(mode)
+    stored.save(path, icc_profile=icc, **({"quality": 100} if suffix in ("jpg", "webp") else {}))
+    with Image.open(path) as opened:
+        plain = opened.convert("RGB") if mode != "I;16" else image.convert("RGB")
+    source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    if space == "GRAY":
+        plain = plain.convert("L")
+    expected = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    frame = read(path)[0][0].astype(int)
+    assert np.abs(frame - np.asarray(expected)).max() <= 1
+    assert np.abs(frame - np.asarray(plain.convert("RGB"))).mean() > 5
+
+
+def test_srgb_and_unreadable_profiles_change_nothing(tmp_path, caplog):
+    pixels = scene(1)[0]
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, icc in (("srgb", srgb), ("broken", b"no profile"), ("grey", profile("GRAY"))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", icc_profile=icc)
+        np.testing.assert_array_equal(read(tmp_path / f"{name}.png")[0][0], pixels)
+    name = tmp_path / "broken.png"
+    assert caplog.messages == [f"{name}: its colour profile can't be read; its colours are taken to be sRGB"]
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_images_of_high_dynamic_range_are_mapped(tmp_path, transfer):
+    pixels = scene(1)[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data, chunk = (tmp_path / "a.png").read_bytes(), b"cICP" + bytes([9, transfer, 0, 1])
+    chunk = (4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])  # behind the header
+    name = {16: "smpte2084", 18: "arib-std-b67"}[transfer]
+    color = Color(matrix="rgb", range="full", primaries="bt2020", transfer=name)
+    with VideoReader(tmp_path / "a.png") as reader:
+        assert (reader.info.color, reader.color.transfer) == (color, "bt709")
+    expected = tone_map(pixels * np.uint16(257), color, 1000)
+    np.testing.assert_array_equal(read(tmp_path / "a.png")[0][0], expected)
+    np.testing.assert_array_equal(read(tmp_path)[0][0], expected)
+    np.testing.assert_array_equal(read(tmp_path / "a.png", hdr="keep")[0][0], pixels)
 
 
 def test_deep_and_odd_modes(tmp_path):
@@ -83,7 +232,7 @@ def test_transparent_images_show_the_background(tmp_path, suffix, options):
 )
 def test_animations_keep_their_delays(tmp_path, suffix, options):
     frames, delays = numbered(6), [40, 100, 250, 70, 60, 300]
-    if suffix == "avif" and not features.check("avif"):
+    if suffix == "avif" and not AVIF:
         pytest.skip("this Pillow has no AVIF")
     images = [Image.fromarray(frame) for frame in frames]
     path = tmp_path / f"a.{suffix}"

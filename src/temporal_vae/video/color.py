@@ -102,8 +102,8 @@ def color_of(frame: VideoFrame, name: str) -> Color:
         MediaError: a matrix that can't be converted; `name` is the file that it names.
     """
     matrix = int(frame.colorspace)
-    primaries = _name_of(PRIMARIES, int(frame.color_primaries))
-    transfer = _name_of(TRANSFERS, int(frame.color_trc))
+    primaries = name_of(PRIMARIES, int(frame.color_primaries))
+    transfer = name_of(TRANSFERS, int(frame.color_trc))
     if frame.format.is_rgb or frame.format.name == "pal8":
         matrix = 0
     elif matrix in _UNSUPPORTED:
@@ -116,14 +116,15 @@ def color_of(frame: VideoFrame, name: str) -> Color:
         matrix = 9 if wide else 1 if frame.width >= 1280 or frame.height >= 720 else 6
     full = matrix == 0 or frame.format.name.startswith("yuvj") or int(frame.color_range) == RANGES["full"]
     return Color(
-        matrix=_name_of(MATRICES, matrix),
+        matrix=name_of(MATRICES, matrix),
         range="full" if full else "limited",
         primaries=primaries,
         transfer=transfer,
     )
 
 
-def _name_of(names: dict[str, int], number: int) -> str:
+def name_of(names: dict[str, int], number: int) -> str:
+    """FFmpeg's name of a number of ITU-T H.273."""
     return next((name for name, value in names.items() if value == number), "unspecified")
 
 

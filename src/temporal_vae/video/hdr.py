@@ -26,7 +26,7 @@ MAPPED = Color(matrix="bt709", range="limited", primaries="bt709", transfer="bt7
 
 WHITE = 203.0  # cd/m², white of ordinary video among highlights
 _PQ_PEAK, _HLG_PEAK = 10_000.0, 1000.0
-_USUAL_PEAK = 1000.0  # of PQ that does not tell
+USUAL_PEAK = 1000.0  # of PQ that does not tell
 _BRIGHTEST = _PQ_PEAK / WHITE * 1.7  # whites; a channel of BT.2020 gains up to 1.66 on its way to BT.709
 
 # x and y of red, green and blue, of ITU-T H.273; the white of all of them is D65
@@ -52,7 +52,7 @@ def peak_of(frame: VideoFrame) -> float:
         level: Any = frame.side_data.get("CONTENT_LIGHT_LEVEL")
         screen: Any = frame.side_data.get("MASTERING_DISPLAY_METADATA")
     except ValueError:  # a kind of side data that PyAV does not know
-        return _USUAL_PEAK
+        return USUAL_PEAK
     peak = 0.0
     if level is not None:
         peak = float(np.frombuffer(bytes(level), np.uint32)[0])
@@ -61,7 +61,7 @@ def peak_of(frame: VideoFrame) -> float:
         values = np.frombuffer(bytes(screen), np.int32)
         if values[21] and values[19] > 0:
             peak = float(values[18] / values[19])
-    return min(max(peak or _USUAL_PEAK, WHITE), _PQ_PEAK)
+    return min(max(peak or USUAL_PEAK, WHITE), _PQ_PEAK)
 
 
 def tone_map(signal: NDArray[np.uint16], color: Color, peak: float) -> Frames:

@@ -11,19 +11,31 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL import __version__ as PILLOW
 
 from temporal_vae.errors import MediaError
 from temporal_vae.video.color import SRGB, flatten
 from temporal_vae.video.container import Picture
 from temporal_vae.video.decoding import check_pixels
-from temporal_vae.video.frames import Frames, VideoInfo, file_name
+from temporal_vae.video.frames import Color, Frames, VideoInfo, file_name
+from temporal_vae.video.hdr import USUAL_PEAK, is_hdr, tone_map
+from temporal_vae.video.profiles import declared_color, to_srgb
 
 STILL_RATE = Fraction(24)
 """Frames per second of what has none: images and folders of them."""
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ORIENTATION = 0x0112  # EXIF tag; 5 and above swap width and height
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _JPEG_STREAMS = {".mjpeg", ".mjpg"}
 _ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}
 _SHORTEST = Fraction(1, 100)  # seconds; shorter delays are shown for a tenth, as browsers do
@@ -37,12 +49,16 @@ def is_image(path: Path) -> bool:
     """Whether a file's first bytes are those of an image that Pillow reads, and not of a bare stream of JPEG images."""
     if path.suffix.lower() in _JPEG_STREAMS:
         return False
-    with path.open("rb") as file:
-        head = file.read(16)
+    head = _head(path)
     starts = (b"GIF8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
     # FFmpeg would take a tile of a HEIC photograph for the whole; Pillow opens it with a plugin, or says that it can't.
     brands = (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
     return head.startswith(starts) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in brands
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 class ImageSource:
@@ -52,6 +68,7 @@ class ImageSource:
         path: an existing file.
         background: uint8 `(3,)`, shown through transparent parts.
         max_pixels: larger pictures are refused before they are decoded.
+        map_hdr: show PQ and HLG as BT.709.
 
     Attributes:
         info: what the file is; the rate of an animation is the average of its first frames.
@@ -60,9 +77,11 @@ class ImageSource:
         MediaError: not an image, damaged, or too large.
     """
 
-    def __init__(self, path: Path, background: Frames, max_pixels: int) -> None:
+    def __init__(self, path: Path, background: Frames, max_pixels: int, map_hdr: bool = True) -> None:
         self._path, self._background, self._max_pixels = path, background, max_pixels
         with _opened(path, max_pixels) as image:
+            color = declared_color(path, image.format)
+            self._hdr = color if map_hdr and is_hdr(color) else None
             self._first = 1 if image.info.get("default_image") else 0  # a PNG's picture for want of animation
             count = getattr(image, "n_frames", 1) - self._first if image.format in _ANIMATED else 1
             self._count = max(count, 1)
@@ -77,7 +96,7 @@ class ImageSource:
                 frames=self._count,
                 duration=self._count / rate,
                 time_base=_MILLISECOND if self._count > 1 else 1 / rate,
-                color=SRGB,
+                color=color,
             )
 
     def _average_rate(self, image: Image.Image) -> Fraction:
@@ -98,7 +117,7 @@ class ImageSource:
             for index in range(self._first, self._first + self._count):
                 if self._count > 1:
                     image.seek(index)
-                pixels = _pixels(image, self._path, self._background)
+                pixels = _pixels(image, self._path, self._background, self._hdr)
                 yield time, partial(_itself, pixels)
                 time += _delay(image)
 
@@ -112,9 +131,10 @@ class ImageSeries:
         rate: frames per second.
         background: uint8 `(3,)`, shown through transparent parts.
         max_pixels: larger pictures are refused before they are decoded.
+        map_hdr: show PQ and HLG as BT.709.
 
     Attributes:
-        info: what the series is.
+        info: what the series is; its colour is that of the first.
         paths: the images among the files, in order.
 
     Raises:
@@ -122,11 +142,17 @@ class ImageSeries:
     """
 
     def __init__(
-        self, paths: list[Path], name: str, rate: Fraction, background: Frames, max_pixels: int
+        self,
+        paths: list[Path],
+        name: str,
+        rate: Fraction,
+        background: Frames,
+        max_pixels: int,
+        map_hdr: bool = True,
     ) -> None:
         found = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
         self.paths = tuple(sorted(found, key=_natural))
-        self._background, self._max_pixels = background, max_pixels
+        self._background, self._max_pixels, self._map_hdr = background, max_pixels, map_hdr
         if not self.paths:
             raise MediaError(
                 f"{name}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with some"
@@ -141,7 +167,7 @@ class ImageSeries:
             frames=len(self.paths),
             duration=len(self.paths) / rate,
             time_base=1 / rate,
-            color=SRGB,
+            color=self._color_of_first(),
         )
 
     def pictures(self, start: Fraction) -> Iterator[Picture]:
@@ -152,11 +178,16 @@ class ImageSeries:
 
     def _render(self, path: Path) -> Frames:
         with _opened(path, self._max_pixels) as image:
-            pixels = _pixels(image, path, self._background)
+            color = declared_color(path, image.format) if self._map_hdr else SRGB
+            pixels = _pixels(image, path, self._background, color if is_hdr(color) else None)
         height, width = pixels.shape[:2]
         if (width, height) != (self.info.width, self.info.height):  # turned by a tag behind the pixels
             raise _unequal(self.paths[0], (self.info.width, self.info.height), path, (width, height))
         return pixels
+
+    def _color_of_first(self) -> Color:
+        with _opened(self.paths[0], self._max_pixels) as image:
+            return declared_color(self.paths[0], image.format)
 
     def _common_size(self) -> tuple[int, int]:
         """Look at the head of each file, so that a picture that does not fit is found before any work."""
@@ -198,37 +229,52 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         ) from None
     except Exception as error:  # Pillow's plugins raise a dozen types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError) and _head(path)[4:8] == b"ftyp":
+            reason = f"Pillow {PILLOW} opens AVIF from 11.3 on, HEIC with pillow-heif, and neither if damaged"
         raise MediaError(
             f"{file_name(path)}: not a readable image ({reason}); copy or export it again"
         ) from error
 
 
-def _pixels(image: Image.Image, path: Path, background: Frames) -> Frames:
-    """The current picture, upright RGB `(h, w, 3)`. The high byte stays of 16-bit colours."""
+def _pixels(image: Image.Image, path: Path, background: Frames, hdr: Color | None) -> Frames:
+    """The current picture, upright sRGB `(h, w, 3)`. The high byte stays of 16-bit colours.
+
+    `hdr` is the colour of a picture of PQ or HLG that is to be mapped.
+    """
+    icc, turn = image.info.get("icc_profile"), _TURNS.get(_orientation(image))
     if image.mode.startswith("I"):  # 16-bit grey, in some versions of Pillow widened to 32 bits
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise MediaError(f"{file_name(path)}: 32-bit grey values; convert it to 8 or 16 bits")
-        image = _with_exif(Image.fromarray((values >> 8).astype(np.uint8)), image)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise MediaError(
             f"{file_name(path)}: floating-point values of unknown range; convert it to 8 or 16 bits"
         )
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        return flatten(np.asarray(upright.convert("RGBA")), background)
-    return np.array(upright.convert("RGB"))
+    shown = to_srgb(image, None if hdr else icc, path)
+    pixels = np.array(shown if turn is None else shown.transpose(turn))
+    if hdr:
+        pixels[..., :3] = tone_map(pixels[..., :3] * np.uint16(257), hdr, USUAL_PEAK)
+    return flatten(pixels, background) if shown.mode == "RGBA" else pixels
 
 
-def _with_exif(image: Image.Image, source: Image.Image) -> Image.Image:
-    image.info["exif"] = source.getexif().tobytes()
-    return image
+def _orientation(image: Image.Image) -> int:
+    """How a picture lies, 1 to 8 as in EXIF.
+
+    AVIF is turned by its boxes `irot` and `imir` alone, which Pillow hands on as EXIF in the place of the file's own
+    (ISO/IEC 23000-22: EXIF and XMP only tell). Of the others, Pillow finds EXIF and XMP.
+    """
+    if image.format != "AVIF":
+        return int(image.getexif().get(_ORIENTATION, 1))
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return int(exif.get(_ORIENTATION, 1))
 
 
 def _upright_size(image: Image.Image, load: bool = True) -> tuple[int, int]:
     """`(width, height)` once turned upright. A PNG may hold its orientation behind the pixels: `load` looks there."""
     known = load or image.format != "PNG" or "exif" in image.info
-    turned = known and image.getexif().get(_ORIENTATION, 1) >= 5
+    turned = known and _orientation(image) >= 5
     return image.size[::-1] if turned else image.size
 
 

@@ -92,7 +92,9 @@ class VideoReader:
             raise InputError(f"frames={frames}: at least 1, or None for all")
         if hdr not in ("map", "keep"):
             raise InputError(f"hdr={hdr!r}: choose map or keep")
-        self._source = _open(source, self._fps or STILL_RATE, parse_background(background), max_pixels, hdr)
+        self._source = _open(
+            source, self._fps or STILL_RATE, parse_background(background), max_pixels, hdr == "map"
+        )
         self.info: VideoInfo = self._source.info
         self._mapped = hdr == "map" and is_hdr(self.info.color)
         self.color = MAPPED if self._mapped else self.info.color
@@ -179,16 +181,18 @@ def _tell_mapped(name: str, kind: str) -> None:
     logger.warning("%s: %s is mapped to BT.709; --hdr keep (hdr='keep') leaves it as it is", name, kind)
 
 
-def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int, hdr: str) -> Source:
+def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int, map_hdr: bool) -> Source:
     path, name = Path(source), file_name(source)
     if not name.strip():
         raise MediaError("the source has no name; give a file, a folder of images or a pattern")
     try:
         if path.is_dir():
-            return ImageSeries([p for p in path.iterdir() if p.is_file()], name, rate, background, max_pixels)
+            paths = [p for p in path.iterdir() if p.is_file()]
+            return ImageSeries(paths, name, rate, background, max_pixels, map_hdr)
         if not path.exists() and glob.has_magic(str(source)):
-            paths = [Path(match) for match in glob.glob(str(source), recursive=True)]
-            return ImageSeries([p for p in paths if p.is_file()], name, rate, background, max_pixels)
+            matches = [Path(match) for match in glob.glob(str(source), recursive=True)]
+            paths = [p for p in matches if p.is_file()]
+            return ImageSeries(paths, name, rate, background, max_pixels, map_hdr)
         if not path.exists():
             raise MediaError(f"{name}: no such file or folder; check the path")
         if not path.is_file():
@@ -197,9 +201,7 @@ def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: in
             )
         if path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty; copy or export it again")
-        if is_image(path):
-            return ImageSource(path, background, max_pixels)
-        return ContainerSource(path, background, max_pixels, map_hdr=hdr == "map")
+        return (ImageSource if is_image(path) else ContainerSource)(path, background, max_pixels, map_hdr)
     except OSError as error:
         raise MediaError(f"{name}: can't be read ({(error.strerror or 'unknown error').lower()})") from error
 
