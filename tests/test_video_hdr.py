@@ -8,9 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from video_files import LUMA, picture_of, scene
 
 from temporal_vae.errors import InputError
+from temporal_vae.video.color import color_of, to_rgb
 from temporal_vae.video.frames import Color
 from temporal_vae.video.hdr import WHITE, bend, hlg_to_scene, light_to_pq, peak_of, pq_to_light, tone_map
 from temporal_vae.video.reader import VideoReader
@@ -125,6 +127,35 @@ def test_agrees_with_the_scaler_of_ffmpeg(tmp_path):
     ours = read(path)[0][0]
     assert np.abs(ours - theirs).mean() < 8
     assert abs((ours - theirs).mean()) < 5
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "bits", "full"),
+    [
+        ("yuv444p10le", 10, True),
+        ("yuv444p12le", 12, True),
+        ("yuv420p", 8, True),
+        ("yuva444p10le", 10, False),
+        ("gray10le", 10, False),
+        ("gbrp10le", 10, True),
+        ("gbrp", 8, True),
+    ],
+)
+def test_every_pixel_format_has_the_same_white(pix_fmt, bits, full):
+    picture = av.VideoFrame(64, 32, pix_fmt)
+    black, span = (0, 2**bits - 1) if full else (16 << bits - 8, 219 << bits - 8)
+    levels = np.rint(black + span * np.linspace(0, 1, 64))
+    for index, plane in enumerate(picture.planes):
+        rows = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)
+        chroma = pix_fmt.startswith("yuv") and index in (1, 2)
+        rows[:, : plane.width] = 128 << bits - 8 if chroma else 2**bits - 1 if index == 3 else levels
+    picture.colorspace, picture.color_range = 0 if pix_fmt.startswith("gbr") else 9, 2 if full else 1
+    picture.color_primaries, picture.color_trc = 9, 16
+    color = color_of(picture, "a")
+    shown = to_rgb(picture, color, VideoReformatter(), (64, 32), np.zeros(3, np.uint8), 1000)
+    signal = np.rint((levels - black) / span * 65535).astype(np.uint16)
+    expected = tone_map(np.dstack([signal] * 3), color, 1000)[0]
+    assert np.abs(shown[16, 2:-2] - expected.astype(int)[2:-2]).max() <= 2
 
 
 def test_kept_signals_are_those_of_the_file(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ImageColor
 
 from temporal_vae.errors import InputError, MediaError
@@ -162,9 +163,7 @@ def to_rgb(
     )
     if peak is not None and mapped:
         deep = converted.to_ndarray().astype(np.uint16, copy=False)
-        if color.matrix != "rgb":  # of YUV swscale makes 255 * 256 for white
-            deep = np.minimum((deep.astype(np.uint32) * 257) >> 8, 65535).astype(np.uint16)
-        pixels = tone_map(deep[..., :3], color, peak)
+        pixels = tone_map(_at_full_scale(deep[..., :3], frame.format, color), color, peak)
         if alpha:
             pixels = np.dstack([pixels, (deep[..., 3] >> 8).astype(np.uint8)])
     else:
@@ -172,6 +171,19 @@ def to_rgb(
     if not mapped and color.range == "limited" and len(frame.format.components) <= 2:
         pixels[..., :3] = _STRETCHED[pixels[..., :3]]  # swscale takes all grey to be full range
     return flatten(pixels, background) if alpha else pixels
+
+
+def _at_full_scale(deep: NDArray[np.uint16], format: VideoFormat, color: Color) -> NDArray[np.uint16]:
+    """Black at 0 and white at 65535, which swscale misses by some levels in its 16-bit RGB."""
+    bits, black, white = format.components[0].bits, 0, 255 << 8
+    if len(format.components) <= 2 and color.range == "limited":  # grey stays as it is
+        black, white = 16 << 8, 235 << 8
+    elif color.matrix == "rgb" and bits > 8:
+        return deep
+    elif color.range == "full":
+        white = (2**bits - 1) << (16 - bits)
+    scaled = (deep - np.float32(black)) * np.float32(65535 / (white - black)) + np.float32(0.5)
+    return np.clip(scaled, 0, 65535).astype(np.uint16)
 
 
 def flatten(pixels: Frames, background: Frames) -> Frames:
