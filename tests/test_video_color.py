@@ -117,11 +117,12 @@ def test_output_color_keeps_what_players_agree_on():
 
 
 @pytest.mark.parametrize(("matrix", "read_as"), [("ycgco", "smpte170m"), ("bt2020c", "bt2020nc")])
-def test_matrices_that_are_read_as_ffmpeg_reads_them(tmp_path, matrix, read_as):
+def test_matrices_that_are_read_as_ffmpeg_reads_them(tmp_path, caplog, matrix, read_as):
     planes = [enlarge(plane, BLOCK, BLOCK) for plane in flat_blocks(8)]
     path = render_planes(tmp_path / "a.mkv", planes, "yuv444p", matrix=matrix, full=False)
     seen, color = read_blocks(path)
     assert color.matrix == matrix
+    assert ["YCgCo is read as BT.601" in line for line in caplog.messages] == [True] * (matrix == "ycgco")
     expected = yuv_to_rgb(*(plane[::BLOCK, ::BLOCK].astype(float) for plane in planes), read_as, False)
     assert np.abs(seen - expected).max() <= 1.5
 

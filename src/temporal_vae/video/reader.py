@@ -156,7 +156,10 @@ class VideoReader:
 
     def _read(self) -> Iterator[tuple[Frames, Fraction]]:
         if self._mapped:
-            _tell_mapped(file_name(self.info.path), TRANSFERS_OF_HDR[self.info.color.transfer])
+            kind = TRANSFERS_OF_HDR[self.info.color.transfer]
+            _tell(self.info.path, f"{kind} is mapped to BT.709; --hdr keep (hdr='keep') leaves it as it is")
+        if self.info.color.matrix == "ycgco":
+            _tell(self.info.path, "YCgCo is read as BT.601, as FFmpeg's scaler does; colours may be off")
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
         if self._fps is not None:
             stream = at_rate(stream, self._fps, self.info.rate)
@@ -177,8 +180,8 @@ class VideoReader:
 
 
 @cache  # once for each file
-def _tell_mapped(name: str, kind: str) -> None:
-    logger.warning("%s: %s is mapped to BT.709; --hdr keep (hdr='keep') leaves it as it is", name, kind)
+def _tell(path: str, what: str) -> None:
+    logger.warning("%s: %s", file_name(path), what)
 
 
 def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int, map_hdr: bool) -> Source:
