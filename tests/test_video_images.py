@@ -174,7 +174,7 @@ def test_srgb_and_unreadable_profiles_change_nothing(tmp_path, caplog):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png", icc_profile=icc)
         np.testing.assert_array_equal(read(tmp_path / f"{name}.png")[0][0], pixels)
     name = tmp_path / "broken.png"
-    assert caplog.messages == [f"{name}: its colour profile can't be read; its colours are taken to be sRGB"]
+    assert caplog.messages == [f"{name}: its colour profile can't be used; its colours are taken to be sRGB"]
 
 
 @pytest.mark.parametrize("transfer", [16, 18])

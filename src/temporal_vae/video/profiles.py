@@ -91,4 +91,4 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 @lru_cache
 def _tell_damaged(name: str) -> None:
-    logger.warning("%s: its colour profile can't be read; its colours are taken to be sRGB", name)
+    logger.warning("%s: its colour profile can't be used; its colours are taken to be sRGB", name)
