@@ -1,6 +1,7 @@
 """Whole videos: how the work overlaps, what is reported of it, and the memory limit. A model with random weights."""
 
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,16 @@ def test_an_exception_half_way_leaves_nothing(folder, tmp_path, vae, command):
         command(folder, tmp_path, vae, progress=listen)
     assert list(tmp_path.iterdir()) == []
     assert not any(thread.name.startswith("temporal-vae") for thread in threading.enumerate())
+
+
+def test_the_last_frame_is_shown_as_long_after_all(folder, tmp_path, vae):
+    with VideoWriter(tmp_path / "in.mkv", rate=25) as writer:
+        writer.write(scene(3, HEIGHT, WIDTH))
+        writer.finish(Fraction(3))
+    encode_video(tmp_path / "in.mkv", tmp_path / "in.safetensors", vae=vae)
+    decode_video(tmp_path / "in.safetensors", tmp_path / "a.mkv", vae=vae)
+    reconstruct_video(tmp_path / "in.mkv", tmp_path / "b.mkv", vae=vae)
+    for name in "ab":
+        with VideoReader(tmp_path / f"{name}.mkv") as reader:
+            assert len(list(reader)) == 3
+            assert reader.last_duration == 3

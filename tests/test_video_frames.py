@@ -150,6 +150,20 @@ def test_broken_stamps_are_repaired_by_the_rate():
     assert [tick for tick, _ in repair(((t, None) for t in [None, None]), Fraction(1, 3))] == [0, 1]
 
 
+@pytest.mark.parametrize(("tick", "placed"), [(1, "3/2"), (40, "60")])
+def test_one_repeated_stamp_moves_nothing_that_follows(tick, placed):
+    """The clock of the file may be too coarse for a place between the neighbours."""
+    ticks = [n * tick for n in (0, 1, 1, *range(2, 60))]
+    found = [stamp for stamp, _ in repair(((t, None) for t in ticks), Fraction(tick))]
+    assert found == [0, tick, Fraction(placed), *(n * tick for n in range(2, 60))]
+
+
+def test_a_clock_that_is_set_back_goes_on_by_the_rate():
+    ticks = [*range(5000, 6000, 40), *range(0, 1000, 40)]
+    found = [stamp for stamp, _ in repair(((t, None) for t in ticks), Fraction(40))]
+    assert found == list(range(5000, 7000, 40))
+
+
 def test_frames_before_the_start_are_left_out():
     stream = [(Fraction(n, 30), n) for n in range(9)]
     assert [n for _, n in starting(stream, Fraction(1, 10))] == [3, 4, 5, 6, 7, 8]

@@ -135,6 +135,44 @@ def test_stamps_that_repeat_or_run_backwards_are_repaired(tmp_path):
     assert stamps == [Fraction(n, 25) for n in (0, 1, 2, 3, 4, 9, 10)]
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv"])
+@pytest.mark.parametrize("rate", [30, Fraction(30000, 1001)])
+def test_a_rate_that_is_the_clock_of_the_file_is_counted(tmp_path, name, rate):
+    source, path = (
+        render(tmp_path / "source.mp4", numbered(60), rate=rate, options={"bf": "0"}),
+        tmp_path / name,
+    )
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        stream.time_base = Fraction(1, 1000)
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.duration = 0
+                packet.stream = stream
+                output.mux(packet)
+    with VideoReader(path) as reader:
+        assert abs(reader.rate / rate - 1) < 1e-4
+        assert abs(reader.expected_frames - 60) <= 1
+        assert len(list(reader)) == 60
+
+
+def test_frames_of_an_avi_that_are_reordered_come_at_their_rate(tmp_path):
+    path = render(tmp_path / "a.avi", numbered(30), options={"bf": "3", "g": "15"})
+    frames, stamps = read(path)
+    assert stamps == [Fraction(n, 25) for n in range(30)]
+    assert numbers(frames) == list(range(30))
+
+
+def test_the_last_frame_is_repeated_as_long_as_it_is_shown(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", rate=25) as writer:
+        writer.write(numbered(10))
+        writer.finish(Fraction(2))
+    assert numbers(read(tmp_path / "a.mp4", fps=5)[0]) == [0, 5] + [9] * 10
+    with VideoReader(tmp_path / "a.mp4", frames=4) as reader:
+        assert len(list(reader)) == 4
+        assert reader.last_duration == Fraction(1, 25)
+
+
 def test_edit_lists_hide_what_they_hide(tmp_path):
     path = render(tmp_path / "a.mp4", numbered(40), options={"g": "10", "bf": "2"})
     data = bytearray(path.read_bytes())

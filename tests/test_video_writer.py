@@ -8,10 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from video_files import numbered, numbers, render, scene
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video.audio import AudioCopy
+from temporal_vae.video import audio as sound
 from temporal_vae.video.frames import Color
 from temporal_vae.video.outputs import complete_or_nothing
 from temporal_vae.video.reader import VideoReader
@@ -229,14 +230,169 @@ def test_pictures_come_first_and_all_tracks_are_copied(tmp_path):
         assert container.streams[2].language == "fra"
 
 
-def test_sound_that_does_not_fit_is_named_before_work_starts(tmp_path):
-    source = render(tmp_path / "source.mkv", scene(5), audio="wavpack")
-    with pytest.raises(
-        MediaError, match=r"source\.mkv: its sound \(wavpack\) can't be copied into mp4; write \.mkv"
-    ):
-        VideoWriter(tmp_path / "a.mp4", rate=25, audio_from=source).__enter__()
+def with_sound(path, codec, frames=50):
+    """A video with a tone of 500 Hz that begins with it."""
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        experimental = {"strict": "experimental"} if codec == "vorbis" else {}
+        track = output.add_stream(codec, rate=48000, layout="stereo", options=experimental)
+        track.bit_rate = 128_000
+        context = track.codec_context
+        context.open()
+        for frame in scene(frames):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(video.encode(None))
+        size = context.frame_size or 1024
+        resampler = av.AudioResampler(context.format.name, context.layout.name, context.rate, frame_size=size)
+        tone = np.sin(np.arange(frames * context.rate // 25) * 2 * np.pi * 500 / context.rate).astype(
+            np.float32
+        )
+        whole = av.AudioFrame.from_ndarray(tone[None] / 2, format="fltp", layout="mono")
+        whole.rate, whole.pts, whole.time_base = context.rate, 0, Fraction(1, context.rate)
+        for part in [*resampler.resample(whole), *resampler.resample(None)]:
+            output.mux(track.encode(part))
+        output.mux(track.encode(None))
+    return path
+
+
+ANEW = [
+    ("a.avi", "pcm_s16le", "mp4", "aac"),
+    ("a.avi", "pcm_u8", "mp4", "aac"),
+    ("a.avi", "adpcm_ms", "mp4", "aac"),
+    ("a.mkv", "flac", "mov", "aac"),
+    ("a.mkv", "libopus", "mov", "aac"),
+    ("a.mkv", "vorbis", "mp4", "aac"),
+    ("a.mkv", "wavpack", "mp4", "aac"),
+    ("a.asf", "wmav2", "mp4", "aac"),
+    ("a.asf", "wmav2", "mkv", "flac"),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "suffix", "new"), ANEW)
+def test_sound_that_does_not_fit_is_coded_anew(tmp_path, caplog, name, codec, suffix, new):
+    """Said in one line; as long as before, in step, and the same tone."""
+    source = with_sound(tmp_path / name, codec)
+    write(tmp_path / f"out.{suffix}", scene(50), audio_from=source, codec="h264")
+    (record,) = caplog.records
+    assert f"{name}: its sound (" in record.getMessage()
+    assert f"is coded anew as {new.upper()} for .{suffix}" in record.getMessage()
+    with av.open(str(tmp_path / f"out.{suffix}")) as container:
+        track = container.streams.audio[0]
+        assert track.codec_context.name == new
+        mono = av.AudioResampler("fltp", "mono", 48000)
+        frames = [part for frame in container.decode(track) for part in mono.resample(frame)]
+    samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    assert abs(len(samples) - 96000) < 4096
+    spectrum = np.abs(np.fft.rfft(samples[8000:-8000]))
+    assert abs(np.argmax(spectrum) * 48000 / (len(samples) - 16000) - 500) < 2
+
+
+def test_sound_is_decided_before_anything_is_written(tmp_path):
+    source = with_sound(tmp_path / "a.asf", "wmav2", frames=5)
+    refusal = (
+        r"a\.asf: \.mp4 does not hold its sound \(wmav2\); write \.mkv, .*without --audio copy.*--no-audio"
+    )
+    with pytest.raises(MediaError, match=refusal):
+        VideoWriter(tmp_path / "a.mp4", rate=25, audio_from=source, audio="copy")
+    with pytest.raises(InputError, match="audio='loud'"):
+        VideoWriter(tmp_path / "a.mp4", rate=25, audio_from=source, audio="loud")
     assert list(tmp_path.iterdir()) == [source]
+    write(tmp_path / "a.mp4", scene(5), audio_from=source, audio=False)
+    assert not VideoReader(tmp_path / "a.mp4").info.has_audio
     write(tmp_path / "a.gif", scene(5), audio_from=source)  # has no sound anyway
+
+
+def test_an_mp3_is_copied_whatever_decodes_it(tmp_path, caplog):
+    source = with_sound(tmp_path / "a.mkv", "libmp3lame")
+    write(tmp_path / "a.mp4", scene(50), audio_from=source, audio="copy")
+    assert not caplog.records
+    assert [data for _, data in sound_of(tmp_path / "a.mp4")][:9] == [data for _, data in sound_of(source)][
+        :9
+    ]
+
+
+def test_the_default_track_stays_the_default_one(tmp_path):
+    source = with_sound(tmp_path / "a.mkv", "flac", frames=5)
+    changed = tmp_path / "b.mkv"
+    with av.open(str(source)) as container, av.open(str(changed), "w") as output:
+        streams = [*container.streams.video, *container.streams.audio]
+        tracks = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in streams}
+        tracks[1].disposition = Disposition.dub | Disposition.default
+        for packet in [packet for packet in container.demux(*streams) if packet.size]:
+            packet.stream = tracks[packet.stream.index]
+            output.mux(packet)
+    for name in ("c.mkv", "c.mp4"):
+        write(tmp_path / name, scene(5), audio_from=changed)
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.audio[0].disposition & Disposition.default
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_sound_that_begins_before_the_video(tmp_path, suffix):
+    """Nothing of it is lost, and the video comes as much later as before."""
+    source = with_sound(tmp_path / "a.mkv", "aac")
+    late = tmp_path / "late.mkv"
+    with av.open(str(source)) as container, av.open(str(late), "w") as output:
+        streams = [*container.streams.video, *container.streams.audio]
+        tracks = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in streams}
+        for packet in [packet for packet in container.demux(*streams) if packet.size]:
+            if packet.stream.type == "video":
+                packet.pts, packet.dts = packet.pts + 400, packet.dts + 400
+            packet.stream = tracks[packet.stream.index]
+            output.mux(packet)
+    write(tmp_path / f"out.{suffix}", scene(50), audio_from=late)
+    begins = []
+    for path in (late, tmp_path / f"out.{suffix}"):
+        sound, info = sound_of(path), VideoReader(path).info
+        begins.append((info.first_time - sound[0][0], [data for _, data in sound[:9]]))
+    assert abs(begins[0][0] - begins[1][0]) < Fraction(3, 100)  # some decoders are warmed up before 0
+    assert begins[0][1] == begins[1][1]
+
+
+# How long frames are shown
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("codec", ["h264", None])
+def test_the_last_frame_is_shown_as_long_as_in_the_source(tmp_path, suffix, codec):
+    if codec is None and suffix != "mkv":
+        codec = "h264"
+    held = tmp_path / f"held.{suffix}"
+    with VideoWriter(held, rate=25, codec=codec) as writer:
+        writer.write(scene(9))
+        writer.finish(Fraction(4))
+    with VideoReader(held) as reader:
+        stamps = [stamp for _, stamp in reader]
+        assert stamps == [Fraction(n, 25) for n in range(9)]
+        assert abs(reader.last_duration - 4) < Fraction(2, 1000)
+    with av.open(str(held)) as container:
+        assert abs(container.duration / 1e6 - 4.32) < 0.01
+
+
+def test_a_plain_video_is_no_longer_than_its_frames(tmp_path):
+    for name in ("a.mp4", "a.mkv"):
+        write(tmp_path / name, scene(9))
+        with av.open(str(tmp_path / name)) as container:
+            assert abs(container.duration / 1e6 - 0.36) < 0.002
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_labels(tmp_path, suffix):
+    color = Color(matrix="bt2020nc", range="limited", primaries="bt2020", transfer="smpte2084")
+    with VideoWriter(
+        tmp_path / f"a.{suffix}", rate=25, codec="h264", color=color, pixel_aspect=Fraction(16, 11)
+    ) as w:
+        w.write(scene(3))
+    info = VideoReader(tmp_path / f"a.{suffix}", hdr="keep").info
+    assert (info.color, info.pixel_aspect) == (color, Fraction(16, 11))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 1), (2, 1), (1, 2), (3, 5)])
+def test_the_smallest_sizes_are_lossless(tmp_path, size):
+    frames = np.random.default_rng(0).integers(0, 256, (3, *size, 3)).astype(np.uint8)
+    write(tmp_path / "a.mkv", frames)
+    assert np.array_equal(read(tmp_path / "a.mkv")[0], frames)
 
 
 def test_a_source_without_sound_is_no_error(tmp_path):
@@ -286,7 +442,7 @@ def test_damaged_sound_leaves_nothing_behind(tmp_path, monkeypatch):
     def broken(self, packet):
         raise MediaError("source.mp4: its sound is broken")
 
-    monkeypatch.setattr(AudioCopy, "_write", broken)
+    monkeypatch.setattr(sound._Copied, "write", broken)
     with pytest.raises(MediaError, match="its sound is broken"):
         write(tmp_path / "a.mp4", scene(50), audio_from=source)
     assert list(tmp_path.iterdir()) == [source]

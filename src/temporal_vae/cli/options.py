@@ -184,4 +184,21 @@ memory_option = click.option(
     help="What the model may take above its weights, such as 4GiB or 500MB. The pixels stay the same.",
 )
 
+audio_option = _together(
+    click.option(
+        "--audio",
+        type=click.Choice(("auto", "copy")),
+        default="auto",
+        show_default=True,
+        help="Sound that OUT can't hold is coded anew by auto (AAC; FLAC in .mkv), refused by copy.",
+    ),
+    click.option("--no-audio", is_flag=True, help="Leave the sound out."),
+)
+
+
+def audio_of(audio: str, no_audio: bool) -> bool | str:
+    """The value that `--audio` and `--no-audio` stand for."""
+    return False if no_audio else "copy" if audio == "copy" else True
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")

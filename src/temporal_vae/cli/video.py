@@ -10,6 +10,8 @@ import click
 from temporal_vae.cli.console import print_json, progress_bar
 from temporal_vae.cli.models import takes_model
 from temporal_vae.cli.options import (
+    audio_of,
+    audio_option,
     cut_options,
     json_option,
     memory_option,
@@ -57,13 +59,20 @@ def encode(
     metavar="SEED",
     help="Decode a sample of the posterior, not its mean.",
 )
-@click.option("--audio-from", metavar="VIDEO", help="Copy the sound of this video.")
+@click.option("--audio-from", metavar="VIDEO", help="Write the sound of this video too.")
+@audio_option
 @output_options
 @takes_model
 @memory_option
 @json_option
 def decode(
-    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
+    source: str,
+    target: str,
+    vae: AutoencoderKLTemporalDecoder,
+    as_json: bool,
+    audio: str,
+    no_audio: bool,
+    **options: Any,
 ) -> None:
     """Turn latents back into a video.
 
@@ -72,7 +81,8 @@ def decode(
     from temporal_vae.video.pipeline import decode_video
 
     with progress_bar("decode") as progress:
-        info = decode_video(source, target, vae=vae, progress=progress, **options)
+        sound: Any = audio_of(audio, no_audio)
+        info = decode_video(source, target, vae=vae, audio=sound, progress=progress, **options)
     if as_json:
         print_json({"target": target, "frames": len(info.timestamps), "size": [info.width, info.height]})
     else:
@@ -89,12 +99,19 @@ def decode(
 )
 @selection_options
 @cut_options
+@audio_option
 @output_options
 @takes_model
 @memory_option
 @json_option
 def reconstruct(
-    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
+    source: str,
+    target: str,
+    vae: AutoencoderKLTemporalDecoder,
+    as_json: bool,
+    audio: str,
+    no_audio: bool,
+    **options: Any,
 ) -> None:
     """Encode and decode a video, and measure the result.
 
@@ -104,7 +121,8 @@ def reconstruct(
     from temporal_vae.video.pipeline import reconstruct_video
 
     with progress_bar("reconstruct") as progress:
-        report = reconstruct_video(source, target, vae=vae, progress=progress, **options)
+        sound: Any = audio_of(audio, no_audio)
+        report = reconstruct_video(source, target, vae=vae, audio=sound, progress=progress, **options)
     if as_json:
         print_json(report.to_dict())
         return

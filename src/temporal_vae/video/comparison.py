@@ -47,9 +47,9 @@ class Comparison:
     def __exit__(self, *exception: Any) -> None:
         self._open.__exit__(*exception)
 
-    def finish(self) -> None:
+    def finish(self, last_duration: Fraction | None = None) -> None:
         """Write what is still held back, the contact sheet too; call it before the block ends."""
-        self._video.finish()
+        self._video.finish(last_duration)
         with writing(self.paths[1]):
             self._draw_sheet().save(self._sheet_file, format="PNG")
 

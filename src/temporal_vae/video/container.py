@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ Picture = tuple[Fraction, Callable[[], Frames]]
 
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: a bare stream, whose stamps begin anew wherever one lands
 _FALLBACK_RATE = Fraction(25)
+_DOUBTFUL_RATE = 240
+_NO_DURATION = Fraction(
+    1, 500
+)  # seconds: a tick of the clock, where the file does not tell how long a frame is shown
+_COUNTED = 100  # packets
+_USUAL_RATES = [Fraction(rate) for rate in (12, 15, 24, 25, 30, 48, 50, 60, 100, 120, 240, 480, 1000)]
+_USUAL_RATES += [Fraction(rate * 1000, 1001) for rate in (24, 30, 60, 120)]
 _MAX_RATE = 1000  # a "rate" above is a time base that some muxer wrote for want of a rate
 
 
@@ -43,6 +51,7 @@ class ContainerSource:
 
     Attributes:
         info: what the file is.
+        last_shown: time of the last frame that `pictures` gave, and for how many seconds it is shown.
 
     Raises:
         MediaError: no video in it, damaged, or too large a picture.
@@ -57,7 +66,10 @@ class ContainerSource:
                 raise MediaError(f"{file_name(path)}: holds no picture that can be decoded; export it again")
             self._turn = Turn.of(first)
             self._coded_size = first.width, first.height
-            self._first_tick = tick_of(first) or 0
+            reorders = bool(getattr(stream.codec_context, "has_b_frames", False))
+            self._in_decoding_order = container.format.name == "avi" and reorders
+            self._first_tick = self._tick_of(first) or 0
+            self.last_shown = Fraction(0), Fraction(0)
             self._peak = peak_of(first) if map_hdr else None  # of all frames: a curve that changes flickers
             self.info = self._describe(container, stream, first)
 
@@ -73,8 +85,21 @@ class ContainerSource:
             frames = decode(container, stream, self._path, self._max_pixels, shown_from)
             step = 1 / info.rate / info.time_base
             render = partial(self._render, reformatter=VideoReformatter())
-            for tick, frame in repair(((tick_of(frame), frame) for frame in frames), step):
-                yield (tick - self._first_tick) * info.time_base, partial(render, frame)
+            for tick, frame in repair(((self._tick_of(frame), frame) for frame in frames), step):
+                time = (tick - self._first_tick) * info.time_base
+                shown = (frame.duration or 0) * info.time_base
+                self.last_shown = time, shown if shown > _NO_DURATION else 1 / info.rate
+                yield time, partial(render, frame)
+            if (
+                stream.duration and "mp4" in container.format.name
+            ):  # the last frame may be shown longer than it says
+                end = (stream.start_time or 0) + stream.duration - self._first_tick
+                time, shown = self.last_shown
+                self.last_shown = time, max(shown, end * info.time_base - time)
+
+    def _tick_of(self, frame: av.VideoFrame) -> int | None:
+        """AVI knows in which order frames are decoded; what it says of their display is a guess."""
+        return frame.dts if self._in_decoding_order else tick_of(frame)
 
     def _can_seek(self, tick: int) -> bool:
         """Whether seeking lands at or before `tick`. Files without an index may land anywhere."""
@@ -126,7 +151,25 @@ def _rate(container: InputContainer, stream: VideoStream) -> Fraction:
     rates = [stream.average_rate, stream.guessed_rate]
     if int(container.format.flags) & _NO_TIMESTAMPS:
         rates.reverse()
-    return next((rate for rate in rates if rate and 0 < rate <= _MAX_RATE), _FALLBACK_RATE)
+    rate = next((rate for rate in rates if rate and 0 < rate <= _MAX_RATE), None)
+    if rate is None or rate >= _DOUBTFUL_RATE:  # that of the clock, where the file tells none of the frames
+        return _rate_of_packets(container, stream) or rate or _FALLBACK_RATE
+    return rate
+
+
+def _rate_of_packets(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Average rate of the packets at the beginning; the nearest of the usual rates, if one is within the rounding."""
+    try:
+        container.seek(0)
+        stamps = (packet.pts for packet in container.demux(stream))
+        ticks = sorted({tick for tick in islice(stamps, _COUNTED) if tick is not None})
+    except av.FFmpegError:
+        return None
+    if len(ticks) < 2 or not stream.time_base:
+        return None
+    rate = (len(ticks) - 1) / ((ticks[-1] - ticks[0]) * stream.time_base)
+    usual = min(_USUAL_RATES, key=lambda known: abs(known - rate))
+    return usual if abs(usual - rate) < rate / 200 else rate.limit_denominator(1001)
 
 
 class Turn:

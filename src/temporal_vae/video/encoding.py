@@ -14,13 +14,14 @@ from av.container import OutputContainer
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from temporal_vae.video.audio import AudioCopy
+from temporal_vae.video.audio import SoundWriter
 from temporal_vae.video.color import MATRICES, PRIMARIES, RANGES, TRANSFERS, rgb_to_yuv444, subsample
 from temporal_vae.video.frames import Color, Frames
 
 _FINE = 10_000  # ticks per second at least
 _FINEST = 1_000_000  # and at most
 GIF_TICK = Fraction(1, 100)
+_FRAME_DURATION = 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: packets last as long as their frames
 _GIF_SHORTEST = 2  # ticks; browsers slow down what is shorter
 
 
@@ -93,7 +94,9 @@ class ContainerEncoder:
         self._shortest = _GIF_SHORTEST if settings.codec == "gif" else 1
         self._picture: _Yuv | _PlainRgb | _Palette | None = None
         self._last = -self._shortest
-        self.audio: AudioCopy | None = None
+        self._held: av.VideoFrame | None = None  # until it is known how long it is shown
+        self._delay: Fraction | None = None  # seconds by which decoding goes ahead of display
+        self.audio: SoundWriter | None = None
 
     def add(self, frame: Frames, time: Fraction) -> None:
         """Encode `(h, w, 3)`, shown `time` seconds after the first frame.
@@ -105,17 +108,34 @@ class ContainerEncoder:
         ticks = max(round(time / self._settings.tick), self._last + 1)
         if ticks < self._last + self._shortest:
             return
-        picture = self._picture.of(frame)
-        picture.pts, picture.time_base = ticks, self._settings.tick
-        self._output.mux(self._stream.encode(picture))
+        self._encode_held(ticks)
+        self._held = self._picture.of(frame)
+        self._held.pts, self._held.time_base = ticks, self._settings.tick
         self._last = ticks
         if self.audio is not None:
-            self.audio.copy_until(time)
+            self.audio.write_until(time)
+
+    def _encode_held(self, end: int) -> None:
+        """Encode the frame before, which is shown until `end`, in ticks."""
+        if self._held is not None:
+            self._held.duration = end - self._last
+            self._mux(self._stream.encode(self._held))
+            self._held = None
+
+    def _mux(self, packets: list[Any], end: Fraction | None = None) -> None:
+        """Write packets; the last ones so that the track lasts to `end`, though they may be of earlier frames."""
+        if packets and self._delay is None:
+            self._delay = ((packets[0].pts or 0) - (packets[0].dts or 0)) * packets[0].time_base
+        if packets and end is not None:
+            last, end = packets[-1], end - (self._delay or 0)
+            last.duration = max(last.duration or 0, round(end / last.time_base) - (last.dts or 0))
+        self._output.mux(packets)
 
     def _begin(self, frame: Frames) -> _Yuv | _PlainRgb | _Palette:
         settings, color, context = self._settings, self._settings.color, self._stream.codec_context
         height, width = frame.shape[:2]
         context.width, context.height = width, height
+        context.flags = int(context.flags) | _FRAME_DURATION
         kinds: dict[str, type[_Yuv | _PlainRgb | _Palette]] = {
             "h264": _Yuv,
             "ffv1": _PlainRgb,
@@ -126,15 +146,22 @@ class ContainerEncoder:
         if settings.codec == "h264":
             context.colorspace, context.color_range = MATRICES[color.matrix], RANGES[color.range]
             context.color_primaries, context.color_trc = PRIMARIES[color.primaries], TRANSFERS[color.transfer]
+        if settings.codec == "ffv1":
+            context.color_primaries, context.color_trc = PRIMARIES[color.primaries], TRANSFERS[color.transfer]
+            if min(width, height) == 1:
+                context.options = {**context.options, "slices": "1"}
         if settings.codec != "gif":
             context.sample_aspect_ratio = settings.pixel_aspect
         return picture
 
     def finish(self, end: Fraction) -> None:
         """Encode what the encoder holds back; the sound ends at `end` seconds."""
-        self._output.mux(self._stream.encode(None))
+        ticks = max(round(end / self._settings.tick), self._last + 1)
+        self._encode_held(ticks)
+        self._mux(self._stream.encode(None), end)
         if self.audio is not None:
-            self.audio.copy_until(end)
+            self.audio.write_until(end)
+            self.audio.finish()
 
 
 def tick_for(rate: Fraction, time_base: Fraction | None) -> Fraction:

@@ -94,6 +94,7 @@ class LatentInfo:
         pixel_aspect: width of a pixel over its height.
         time_base: seconds of which every time stamp of the source is a whole multiple.
         timestamps: seconds of each frame.
+        last_duration: seconds for which the last frame is shown; `None` for one frame of the rate.
     """
 
     model: ModelIdentity
@@ -108,6 +109,7 @@ class LatentInfo:
     pixel_aspect: Fraction
     time_base: Fraction
     timestamps: tuple[Fraction, ...] = ()
+    last_duration: Fraction | None = None
 
     def to_json(self) -> str:
         """Metadata as the JSON text of the file; fractions as `"num/den"`, time stamps over one denominator."""
@@ -149,6 +151,7 @@ class LatentInfo:
             rate=Fraction(fields.pop("rate")),
             pixel_aspect=Fraction(fields.pop("pixel_aspect")),
             time_base=Fraction(fields.pop("time_base")),
+            last_duration=None if (last := fields.pop("last_duration", None)) is None else Fraction(last),
             **fields,
         )
 
@@ -158,7 +161,7 @@ class LatentInfo:
         fine = (
             all(type(size) is int and size > 0 for size in sizes),
             self.height <= self.padded_height and self.width <= self.padded_width,
-            min(self.rate, self.pixel_aspect, self.time_base) > 0,
+            min(self.rate, self.pixel_aspect, self.time_base, self.last_duration or 1) > 0,
             all(before < after for before, after in pairwise(self.timestamps)),
             all(isinstance(text, str) for text in (self.source_name, self.source_sha256, self.model.name)),
             isinstance(self.model.encoder_probe, list)

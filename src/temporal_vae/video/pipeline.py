@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.streams import stream
+from temporal_vae.video.audio import Audio
 from temporal_vae.video.coder import Coder, memory_limited
 from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.frames import Clip, clip_starts
@@ -62,10 +63,13 @@ class Output(TypedDict, total=False):
     Attributes:
         codec: `h264`, `ffv1`, `png` or `gif`; by default that of the target's suffix.
         crf: quality of H.264, 0 (best) to 51.
+        audio: `True` copies the sound, or codes it anew where the target can't hold it; `"copy"` insists; `False`
+            leaves it out.
     """
 
     codec: str | None
     crf: int
+    audio: Audio
 
 
 def encode_video(
@@ -116,6 +120,7 @@ def encode_video(
             writer.info = replace(writer.info, source_sha256=_sha256(Path(reader.info.path)))
             for mean, logvar, timestamps in encoded:
                 writer.write(mean, logvar, timestamps)
+            writer.info = replace(writer.info, last_duration=reader.last_duration)
     return writer.info
 
 
@@ -141,7 +146,7 @@ def decode_video(
         clip_frames: frames that are decoded as one clip; `None` for the whole video. It changes the pixels.
         overlap: frames that neighbouring clips share and cross-fade over.
         sample_seed: decode a sample of the posterior, drawn with this seed, rather than its mean.
-        audio_from: a video whose sound is copied.
+        audio_from: a video whose sound is written too.
         memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
             default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
         progress: told how far the work is, see `Progress`.
@@ -182,6 +187,7 @@ def decode_video(
                     writer.write(piece.frames, piece.timestamps)
             for piece in stitcher.finish():
                 writer.write(piece.frames, piece.timestamps)
+            writer.finish(info.last_duration)
     return info
 
 
@@ -195,6 +201,7 @@ def reconstruct_video(
     compare: bool = False,
     codec: str | None = None,
     crf: int = 18,
+    audio: Audio = True,
     memory_limit: int | str | None = None,
     progress: Progress | None = None,
     **selection: Unpack[Selection],
@@ -210,6 +217,7 @@ def reconstruct_video(
         compare: write a side-by-side video and a contact sheet too.
         codec: how the video is written, see `Output`.
         crf: see `Output`.
+        audio: see `Output`.
         memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
             default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
         progress: told how far the work is, see `Progress`.
@@ -238,7 +246,9 @@ def reconstruct_video(
             coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
         report_file = stack.enter_context(complete_or_nothing(beside[0]))
         writer = stack.enter_context(
-            VideoWriter(target, codec=codec, crf=crf, audio_from=source, **_as_shown(reader, selection))
+            VideoWriter(
+                target, codec=codec, crf=crf, audio_from=source, audio=audio, **_as_shown(reader, selection)
+            )
         )
         comparison = stack.enter_context(Comparison(target, rate=reader.rate)) if compare else None
 
@@ -263,9 +273,11 @@ def reconstruct_video(
                 finish(*pieces)
         for pieces in zip(originals.finish(), results.finish(), strict=True):
             finish(*pieces)
-        writer.finish()  # whatever can fail does so before the first of the outputs appears
+        writer.finish(
+            reader.last_duration
+        )  # whatever can fail does so before the first of the outputs appears
         if comparison:
-            comparison.finish()
+            comparison.finish(reader.last_duration)
         report = Report(
             source=str(source),
             target=str(target),

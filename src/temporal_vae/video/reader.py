@@ -101,6 +101,7 @@ class VideoReader:
         self.files: tuple[Path, ...] = getattr(self._source, "paths", (Path(source),))
         self.width, self.height = _scaled(self.info, size)
         self.rate = self._fps or self.info.rate
+        self._last: Fraction | None = None  # time of the last frame that came out
         self._running: list[Iterator[tuple[Frames, Fraction]]] = []
 
     def __enter__(self) -> VideoReader:
@@ -116,6 +117,12 @@ class VideoReader:
         for frames in self._running:
             frames.close()  # type: ignore[attr-defined]  # a generator
         self._running.clear()
+
+    @property
+    def last_duration(self) -> Fraction | None:
+        """Seconds for which the last frame that came out is shown; `None` where the file does not tell."""
+        time, shown = getattr(self._source, "last_shown", (None, None))
+        return shown if self._fps is None and time is not None and time == self._last else None
 
     @property
     def expected_frames(self) -> int | None:
@@ -162,9 +169,11 @@ class VideoReader:
             _tell(self.info.path, "YCgCo is read as BT.601, as FFmpeg's scaler does; colours may be off")
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
         if self._fps is not None:
-            stream = at_rate(stream, self._fps, self.info.rate)
+            last = lambda: getattr(self._source, "last_shown", (None, None))[1]  # noqa: E731
+            stream = at_rate(stream, self._fps, self.info.rate, last)
         count = 0
         for timestamp, render in islice(stream, self._frames):
+            self._last = timestamp
             yield self._resize(render()), timestamp
             count += 1
         if not count:

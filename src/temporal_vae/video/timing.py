@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import TypeVar
 
@@ -11,20 +11,41 @@ Item = TypeVar("Item")
 _ROUNDING = Fraction(1, 1000)
 """Matroska and others round time stamps to a millisecond."""
 
+_LOOK_AHEAD = 8  # frames
 
-def repair(stamps: Iterable[tuple[int | None, Item]], step: Fraction) -> Iterator[tuple[int, Item]]:
-    """Make ticks strictly increasing: one that is missing, repeated or runs backwards is put `step` after the last.
+
+def repair(stamps: Iterable[tuple[int | None, Item]], step: Fraction) -> Iterator[tuple[Fraction, Item]]:
+    """Make ticks strictly increasing: those that are missing, repeated or run backwards go between their neighbours.
+
+    Where no later tick is in order, as after a clock that was set back, each is put `step` after the one before.
 
     Args:
         stamps: ticks of a time base, with their items, in the order of display.
         step: nominal distance of two frames in ticks.
     """
-    last: int | None = None
+    step = max(step, Fraction(1))
+    last: Fraction | None = None
+    waiting: list[Item] = []  # whose ticks are not in order
     for tick, item in stamps:
         if tick is None or (last is not None and tick <= last):
-            tick = 0 if last is None else last + max(1, round(step))
-        yield tick, item
-        last = tick
+            waiting.append(item)
+            if len(waiting) > _LOOK_AHEAD or last is None:
+                for late in waiting:
+                    last = Fraction(0) if last is None else last + step
+                    yield last, late
+                waiting.clear()
+            continue
+        if waiting and last is not None:
+            gap = min(step, (tick - last) / (len(waiting) + 1))
+            for late in waiting:
+                last += gap
+                yield last, late
+            waiting.clear()
+        last = Fraction(tick)
+        yield last, item
+    for late in waiting:
+        last = Fraction(0) if last is None else last + step
+        yield last, late
 
 
 def starting(stream: Iterable[tuple[Fraction, Item]], start: Fraction) -> Iterator[tuple[Fraction, Item]]:
@@ -33,11 +54,15 @@ def starting(stream: Iterable[tuple[Fraction, Item]], start: Fraction) -> Iterat
 
 
 def at_rate(
-    stream: Iterable[tuple[Fraction, Item]], fps: Fraction, source_rate: Fraction
+    stream: Iterable[tuple[Fraction, Item]],
+    fps: Fraction,
+    source_rate: Fraction,
+    last_duration: Callable[[], Fraction | None] = lambda: None,
 ) -> Iterator[tuple[Fraction, Item]]:
     """Show, at each multiple of `1 / fps` after the first frame, the frame that is nearest in time.
 
-    Frames are dropped or repeated, never mixed. The last frame lasts for `1 / source_rate`.
+    Frames are dropped or repeated, never mixed. The last frame lasts for what `last_duration` tells at the end, or else
+    for `1 / source_rate`.
     """
     held: tuple[Fraction, Item] | None = None
     first, shown = Fraction(0), 0
@@ -50,7 +75,7 @@ def at_rate(
                 shown += 1
         held = time, item
     if held is not None:
-        end = held[0] + 1 / source_rate - min(_ROUNDING, 1 / fps / 4)
+        end = held[0] + (last_duration() or 1 / source_rate) - min(_ROUNDING, 1 / fps / 4)
         while (due := first + shown / fps) < end:
             yield due, held[1]
             shown += 1

@@ -14,7 +14,7 @@ import av
 from av.container import OutputContainer
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video.audio import AudioCopy
+from temporal_vae.video.audio import Audio, Sound, SoundWriter, sound_of
 from temporal_vae.video.color import output_color
 from temporal_vae.video.encoding import GIF_TICK, ContainerEncoder, Encoder, PngFolder, Settings, tick_for
 from temporal_vae.video.frames import Color, Frames, check_frames, check_timestamps, exact, file_name
@@ -54,12 +54,14 @@ class VideoWriter:
     Args:
         target: `.mp4`, `.m4v`, `.mov` (H.264), `.mkv` (FFV1, lossless), `.gif`, or a folder for PNG images: a
             name that ends in `/` or has no suffix.
-        rate: nominal frames per second; the last frame is shown for one of them.
+        rate: nominal frames per second; the last frame is shown for one of them, or as long as `finish` is told.
         color: of the source, `Clip.color`. H.264 keeps BT.601, BT.709 or BT.2020 and the range, else is BT.709 limited.
         codec: `h264`, `ffv1`, `gif` or `png`, where it is not to be that of the suffix: `.mkv` holds `h264` too.
         crf: quality of H.264, 1 (best) to 51; 0 is without loss but for the colours, and few players show it.
-        audio_from: video whose sound tracks are copied, from the first time stamp to the end of the last frame. Time
-            stamps are taken to be those of this video. GIF and PNG have no sound: it is left out.
+        audio_from: video whose sound is written, from the first time stamp to the end of the last frame. Time stamps
+            are taken to be those of this video. GIF and PNG have no sound: it is left out.
+        audio: True copies the tracks, and codes anew (AAC, or FLAC in .mkv) those that the target can't hold; `"copy"`
+            refuses them; False leaves the sound out.
         overwrite: whether a file of that name may be replaced. A folder is replaced only if nothing but numbered PNG
             images is in it.
         pixel_aspect: width of a pixel over its height, `VideoInfo.pixel_aspect`.
@@ -79,6 +81,7 @@ class VideoWriter:
         codec: str | None = None,
         crf: int = 18,
         audio_from: str | Path | None = None,
+        audio: Audio = True,
         overwrite: bool = True,
         pixel_aspect: Fraction = Fraction(1),
         time_base: Fraction | None = None,
@@ -101,11 +104,17 @@ class VideoWriter:
         check_writable(target, overwrite=overwrite)
         _check_replaceable(self.target, codec)
         check_apart([self.target], [] if audio_from is None else [audio_from])
-        self._sound = _sound_of(audio_from) if codec in ("h264", "ffv1") else None
+        self._sound: Sound | None = None
+        if audio and audio_from is not None and codec in ("h264", "ffv1"):
+            info = VideoReader(audio_from, hdr="keep").info
+            if info.has_audio:
+                suffix = self.target.suffix.lower()
+                kind = _FORMATS[suffix]
+                self._sound = sound_of(Path(audio_from), info.first_time, kind, suffix, audio, MAX_PIXELS)
         self._stack = ExitStack()
         self._encoder: Encoder
         self._output: OutputContainer | None = None
-        self._audio: AudioCopy | None = None
+        self._audio: SoundWriter | None = None
         self._shape: tuple[int, ...] = ()
         self._first = Fraction(0)
         self._last: Fraction | None = None
@@ -131,10 +140,14 @@ class VideoWriter:
                 raise
         self._stack.__exit__(kind, error, trace)
 
-    def finish(self) -> None:
-        """Write what is still held back: what follows can't fail for want of room. The end of the block does it too."""
+    def finish(self, last_duration: Fraction | None = None) -> None:
+        """Write what is still held back: what follows can't fail for want of room. The end of the block does it too.
+
+        Args:
+            last_duration: seconds for which the last frame is shown; by default one frame of the nominal rate.
+        """
         if not self._finished:
-            self._finish()
+            self._finish(last_duration or 1 / self._settings.rate)
             self._finished = True
 
     def write(self, frames: Frames, timestamps: Sequence[Fraction] | None = None) -> None:
@@ -164,13 +177,13 @@ class VideoWriter:
     def _begin(self, frames: Frames, first: Fraction) -> None:
         self._shape, self._first = frames.shape[1:], first
         if self._audio is not None:
-            self._audio.begin(first)
+            self._first -= self._audio.begin(first)
 
-    def _finish(self) -> None:
+    def _finish(self, last_duration: Fraction) -> None:
         if self._last is None:
             raise MediaError(f"{file_name(self.target)}: there are no frames to write; read at least one")
         try:
-            self._encoder.finish(self._last - self._first + 1 / self._settings.rate)
+            self._encoder.finish(self._last - self._first + last_duration)
             if self._output is not None:
                 self._output.close()
         except (av.FFmpegError, OSError) as error:
@@ -188,7 +201,7 @@ class VideoWriter:
         self._stack.callback(_close_quietly, self._output)
         encoder = ContainerEncoder(self._output, self._settings)
         if self._sound is not None:
-            self._audio = encoder.audio = AudioCopy(*self._sound, self._output, MAX_PIXELS)
+            self._audio = encoder.audio = SoundWriter(self._sound, self._output)
             self._stack.callback(self._audio.close)
         return encoder
 
@@ -230,14 +243,6 @@ def _check_replaceable(target: Path, codec: str) -> None:
         raise MediaError(
             f"{file_name(target)}: the folder holds other files than frames; choose a new or empty one"
         )
-
-
-def _sound_of(source: str | Path | None) -> tuple[Path, Fraction] | None:
-    """Path and time of the first frame of a source that has sound."""
-    if source is None:
-        return None
-    info = VideoReader(source).info
-    return (Path(source), info.first_time) if info.has_audio else None
 
 
 def _close_quietly(output: OutputContainer) -> None:
