@@ -15,6 +15,8 @@ import pytest
 import torch
 from command_line import run
 from oracle import config, randomise
+from PIL import Image
+from video_files import render, scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
 from temporal_vae.video.latents import LatentReader
@@ -143,6 +145,27 @@ def test_info_describes_models_and_latents(folder, capsys):
     assert json.loads(capsys.readouterr().out)["shape"] == [FRAMES, 8, 9, 12]
     assert run("info", *of_model(folder)[1:]) == 0
     assert "spatial_factor" in capsys.readouterr().out
+
+
+def test_info_describes_videos(tmp_path, capsys):
+    path = render(tmp_path / "a.mp4", scene(10), rotation=(90, False), audio="aac")
+    assert run("info", path, "--json") == 0
+    video = json.loads(capsys.readouterr().out)
+    assert (video["codec"], video["size"], video["rate"], video["frames"]) == ("h264", [48, 64], 25, 10)
+    assert (video["seconds"], video["rotation"], video["interlaced"]) == (0.4, video["rotation"], False)
+    assert video["sound"] == ["aac 48000 Hz stereo und"] or video["sound"] == ["aac 48000 Hz stereo"]
+    assert video["color"]["matrix"] == "smpte170m"
+    assert run("info", path) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == str(path)
+    assert all(re.fullmatch(r"  \S+ +\S.*", line) for line in shown[1:])  # no empty head of a table
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(1)[0]).save(tmp_path / "images" / "a.png")
+    assert run("info", tmp_path / "images") == 0
+    assert "codec" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert run("info", tmp_path / "empty") == 1
+    assert "config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

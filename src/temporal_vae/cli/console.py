@@ -28,17 +28,12 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to standard output; columns after the first are aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+def print_fields(title: str, fields: dict[str, str]) -> None:
+    """Print names and values to standard output, a line each."""
+    widest = max(map(len, fields), default=0)
+    click.echo(title)
+    for name, value in fields.items():
+        click.echo(f"  {name:{widest}}  {value}")
 
 
 def print_json(value: Any) -> None:

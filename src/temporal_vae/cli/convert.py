@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from temporal_vae.cli.console import print_json, print_table
+from temporal_vae.cli.console import print_fields, print_json
 from temporal_vae.cli.models import DTYPES
 from temporal_vae.cli.options import json_option
 from temporal_vae.errors import CheckpointError, InputError
@@ -216,9 +216,7 @@ def _report(target: str, fields: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(fields)
     else:
-        print_table(
-            target, ["", ""], [[name.replace("_", " "), _text(value)] for name, value in fields.items()]
-        )
+        print_fields(target, {name.replace("_", " "): _text(value) for name, value in fields.items()})
 
 
 def _text(value: Any) -> str:

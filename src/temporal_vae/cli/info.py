@@ -1,32 +1,68 @@
-"""`temporal-vae info`: what a model or a latent file is."""
+"""`temporal-vae info`: what a model, a latent file or a video is."""
 
 from __future__ import annotations
 
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 import click
 
-from temporal_vae.cli.console import print_json, print_table
+from temporal_vae.cli.console import print_fields, print_json
 from temporal_vae.cli.models import load_model
 from temporal_vae.cli.options import json_option
 
 
 @click.command()
-@click.argument("model", default="embedded")
+@click.argument("what", metavar="WHAT", default="embedded")
 @click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
 @json_option
-def info(model: str, subfolder: str | None, as_json: bool) -> None:
-    """Describe a model or a latent file.
+def info(what: str, subfolder: str | None, as_json: bool) -> None:
+    """Describe a model, a latent file or a video.
 
-    MODEL is a folder, a Hugging Face id, `embedded`, or a latent file.
+    WHAT is a folder, a Hugging Face id, `embedded`, a latent file, or a file or folder that `encode` takes.
     """
-    latents = Path(model).suffix == ".safetensors"
-    fields = _describe_latents(model) if latents else _describe_model(model, subfolder)
+    path = Path(what)
+    if path.suffix == ".safetensors":
+        fields = _describe_latents(what)
+    elif path.is_file() or (path.is_dir() and not _is_model(path, subfolder)) or has_magic(what):
+        fields = _describe_video(what)
+    else:
+        fields = _describe_model(what, subfolder)
     if as_json:
         print_json(fields)
     else:
-        print_table(model, ["", ""], [[name, _text(value)] for name, value in fields.items()])
+        print_fields(what, {name: _text(value) for name, value in fields.items()})
+
+
+def _is_model(folder: Path, subfolder: str | None) -> bool:
+    """Whether a folder is one of a model, or of nothing that could be a video: then it is said to be no model."""
+    from temporal_vae.video.images import IMAGE_SUFFIXES
+
+    if (folder / (subfolder or "") / "config.json").is_file():
+        return True
+    return not any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
+
+
+def _describe_video(source: str) -> dict[str, Any]:
+    from temporal_vae.video.audio import tracks_of
+    from temporal_vae.video.reader import VideoReader
+
+    with VideoReader(source, hdr="keep") as reader:
+        video = reader.info
+    return {
+        "codec": video.codec,
+        "size": [video.width, video.height],
+        "pixel_aspect": str(video.pixel_aspect),
+        "rate": round(float(video.rate), 3),
+        "frames": video.frames,
+        "seconds": None if video.duration is None else round(float(video.duration), 3),
+        "color": vars(video.color),
+        "rotation": video.rotation,
+        "mirrored": video.mirrored,
+        "interlaced": video.interlaced,
+        "sound": tracks_of(Path(source)) if video.has_audio else [],
+    }
 
 
 def _describe_model(model: str, subfolder: str | None) -> dict[str, Any]:
@@ -71,7 +107,13 @@ def _describe_latents(path: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and (not value or isinstance(value[0], str)):
+        return "; ".join(value) or "none"
+    if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return " x ".join(map(str, value))

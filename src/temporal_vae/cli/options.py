@@ -143,6 +143,20 @@ selection_options = _together(
         show_default=True,
         help="Show PQ and HLG as BT.709, or keep their signals.",
     ),
+    click.option(
+        "--damaged",
+        type=click.Choice(("error", "keep")),
+        default="error",
+        show_default=True,
+        help="Refuse a damaged file, or keep what can be decoded and count what is lost.",
+    ),
+    click.option(
+        "--deinterlace",
+        type=click.Choice(("auto", "never")),
+        default="auto",
+        show_default=True,
+        help="Make frames of fields (bwdif) where frames are flagged as interlaced.",
+    ),
 )
 
 cut_options = _together(

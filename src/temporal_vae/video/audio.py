@@ -20,6 +20,7 @@ from av.stream import Stream
 from temporal_vae.errors import InputError, MediaError
 from temporal_vae.video.decoding import open_container, reason_of
 from temporal_vae.video.frames import file_name
+from temporal_vae.video.reader import MAX_PIXELS
 
 Audio = bool | Literal["copy"]
 """`True` copies the sound, or codes it anew where it must be; `"copy"` insists; `False` leaves it out."""
@@ -95,6 +96,24 @@ def sound_of(
     return Sound(
         path=path, first_time=first_time, begins=begins, coded_anew=frozenset(anew), max_pixels=max_pixels
     )
+
+
+def tracks_of(path: Path) -> list[str]:
+    """Codec, rate, layout and language of each sound track of a file, in words."""
+    with open_container(path, MAX_PIXELS) as source:
+        return [
+            " ".join(
+                [
+                    track.codec_context.codec.canonical_name,
+                    f"{track.codec_context.sample_rate} Hz",
+                    track.codec_context.layout.name,
+                    *([track.language] if track.language else []),
+                ]
+            )
+            if track.codec_context
+            else "unknown codec"
+            for track in source.streams.audio
+        ]
 
 
 def _can_hold(container: str, path: Path, index: int, max_pixels: int) -> bool:

@@ -1,7 +1,4 @@
-"""Containers: any file that FFmpeg opens, one upright RGB picture at a time.
-
-Interlaced pictures come as they are stored.
-"""
+"""Containers: any file that FFmpeg opens, one upright RGB picture at a time."""
 
 from __future__ import annotations
 
@@ -15,12 +12,14 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from temporal_vae.errors import MediaError
 from temporal_vae.video.color import color_of, to_rgb
 from temporal_vae.video.decoding import declared_duration, decode, open_container, tick_of, video_stream
+from temporal_vae.video.deinterlacing import deinterlaced
 from temporal_vae.video.frames import Frames, VideoInfo, file_name
 from temporal_vae.video.hdr import peak_of
 from temporal_vae.video.timing import repair
@@ -35,6 +34,7 @@ _NO_DURATION = Fraction(
     1, 500
 )  # seconds: a tick of the clock, where the file does not tell how long a frame is shown
 _COUNTED = 100  # packets
+_FLAGS = 50  # packets
 _USUAL_RATES = [Fraction(rate) for rate in (12, 15, 24, 25, 30, 48, 50, 60, 100, 120, 240, 480, 1000)]
 _USUAL_RATES += [Fraction(rate * 1000, 1001) for rate in (24, 30, 60, 120)]
 _MAX_RATE = 1000  # a "rate" above is a time base that some muxer wrote for want of a rate
@@ -48,6 +48,8 @@ class ContainerSource:
         background: uint8 `(3,)`, shown through transparent parts.
         max_pixels: larger pictures are refused before memory is taken for them.
         map_hdr: show PQ and HLG as BT.709.
+        keep_damaged: deliver what can be decoded, and count what is lost.
+        deinterlace: make frames of fields, where frames are flagged so.
 
     Attributes:
         info: what the file is.
@@ -57,11 +59,21 @@ class ContainerSource:
         MediaError: no video in it, damaged, or too large a picture.
     """
 
-    def __init__(self, path: Path, background: Frames, max_pixels: int, map_hdr: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        background: Frames,
+        max_pixels: int,
+        map_hdr: bool = True,
+        *,
+        keep_damaged: bool = False,
+        deinterlace: bool = True,
+    ) -> None:
         self._path, self._background, self._max_pixels = path, background, max_pixels
+        self._keep, self._deinterlace = keep_damaged, deinterlace
         with open_container(path, max_pixels) as container:
             stream = video_stream(container, path, max_pixels)
-            first = next(decode(container, stream, path, max_pixels), None)
+            first = next(decode(container, stream, path, max_pixels, keep=keep_damaged), None)
             if first is None:
                 raise MediaError(f"{file_name(path)}: holds no picture that can be decoded; export it again")
             self._turn = Turn.of(first)
@@ -82,7 +94,9 @@ class ContainerSource:
             stream = video_stream(container, self._path, self._max_pixels)
             if shown_from is not None:
                 container.seek(shown_from, stream=stream)
-            frames = decode(container, stream, self._path, self._max_pixels, shown_from)
+            frames = decode(container, stream, self._path, self._max_pixels, shown_from, keep=self._keep)
+            if self._deinterlace:
+                frames = deinterlaced(frames, info.time_base)
             step = 1 / info.rate / info.time_base
             render = partial(self._render, reformatter=VideoReformatter())
             for tick, frame in repair(((self._tick_of(frame), frame) for frame in frames), step):
@@ -108,11 +122,18 @@ class ContainerSource:
                 return False
             stream = video_stream(container, self._path, self._max_pixels)
             try:
+                if not _knows_key_frames(container, stream):
+                    return False
                 container.seek(tick, stream=stream)
-                first = next(decode(container, stream, self._path, self._max_pixels, tick), None)
+                first = next(
+                    decode(container, stream, self._path, self._max_pixels, tick, keep=self._keep), None
+                )
             except (av.FFmpegError, MediaError):
                 return False
-            return first is not None and first.pts is not None and self._first_tick <= first.pts <= tick
+            if first is None or first.pts is None or self._in_decoding_order:
+                return False
+            whole = first.key_frame or first.pict_type == PictureType.I
+            return whole and self._first_tick <= first.pts <= tick
 
     def _render(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:
         color = color_of(frame, file_name(self._path))  # each frame's own: it may change half-way
@@ -143,7 +164,16 @@ class ContainerSource:
             pixel_aspect=aspect,
             has_audio=bool(container.streams.audio),
             first_time=self._first_tick * time_base,
+            interlaced=first.interlaced_frame,
         )
+
+
+def _knows_key_frames(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether flags tell key frames from others: some muxers set them all, for codecs that have both."""
+    if stream.codec_context.codec.intra_only:
+        return True
+    flags = [packet.is_keyframe for packet in islice(container.demux(stream), _FLAGS) if packet.size]
+    return len(flags) < 2 or not all(flags)
 
 
 def _rate(container: InputContainer, stream: VideoStream) -> Fraction:
@@ -172,6 +202,9 @@ def _rate_of_packets(container: InputContainer, stream: VideoStream) -> Fraction
     return usual if abs(usual - rate) < rate / 200 else rate.limit_denominator(1001)
 
 
+_TURNED = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]  # by quarters counterclockwise
+
+
 class Turn:
     """How stored pictures are brought upright: swap rows and columns, then reverse columns, then rows.
 
@@ -189,7 +222,12 @@ class Turn:
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Turn:
         """The turn that a decoded frame's display matrix asks for."""
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            data: Any = frame.side_data.get("DISPLAYMATRIX")
+        except (
+            ValueError
+        ):  # there is a kind of side data that PyAV does not know; the angle it tells nevertheless
+            return cls(_TURNED[round(frame.rotation / 90) % 4])
         if data is None:
             return cls()
         matrix = np.frombuffer(bytes(data), np.int32)  # 3 x 3, fixed point

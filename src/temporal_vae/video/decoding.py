@@ -6,6 +6,7 @@ before it. Damage ahead of the first key frame is passed over: recordings of bro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from fractions import Fraction
@@ -18,7 +19,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from temporal_vae.errors import MediaError
-from temporal_vae.video.cutoff import is_cut_off
+from temporal_vae.video.cutoff import is_cut_off, unfinished_packet
 from temporal_vae.video.frames import file_name
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones leave the alpha channel out
@@ -26,8 +27,13 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones le
 # it looks for the streams: 268 million pixels.
 _LIMITS_PROBING = int(av.__version__.split(".")[0]) >= 18
 _NOT_VIDEO = {"tty"}  # FFmpeg would render any text file in a terminal font
-_SLACK = Fraction(1, 2)  # seconds by which a declared duration may be off
-_TS_PACKETS = (188, 192, 204)  # bytes; the longer ones carry a time code or a checksum
+_SLACK = Fraction(1, 2)  # seconds by which the length that a whole AVI declares may be off
+_NEVER_STRICT = {"tiff"}  # decoders that, told to be strict, take intact files for damaged ones
+_MEASURED = ("ogg", "asf")  # whose length FFmpeg takes from what is there
+_BEFORE_A_JOINT = 4  # packets at most between one that is marked as damaged and a joint
+_JOINT = 1  # seconds: where time runs back or jumps by more, one stream was joined to another
+
+logger = logging.getLogger(__name__)
 
 
 def open_container(path: Path, max_pixels: int) -> InputContainer:
@@ -72,7 +78,13 @@ def tick_of(frame: av.VideoFrame) -> int | None:
 
 
 def decode(
-    container: InputContainer, stream: VideoStream, path: Path, max_pixels: int, shown_from: int | None = None
+    container: InputContainer,
+    stream: VideoStream,
+    path: Path,
+    max_pixels: int,
+    shown_from: int | None = None,
+    *,
+    keep: bool = False,
 ) -> Iterator[av.VideoFrame]:
     """Frames in the order of display, those that the decoder delays included.
 
@@ -82,36 +94,42 @@ def decode(
         path: for messages.
         max_pixels: limit of a picture.
         shown_from: tick before which damage does not matter, after a seek.
+        keep: deliver whatever can be decoded, patched up frames too, and count at the end what is lost.
 
     Raises:
-        MediaError: damage, or an end before the declared one; after the frames before it.
+        MediaError: damage, or an end before the declared one; after the frames before it. With `keep`, a file of which
+            no frame can be decoded.
     """
-    decoder, tally = _decoder(stream, max_pixels), _Tally(stream, path, max_pixels, shown_from)
+    decoder, tally = _decoder(stream, max_pixels, keep), _Tally(stream, path, max_pixels, shown_from, keep)
     for packet in _packets(container, stream, tally):
-        if packet.is_corrupt and tally.minds(packet.pts):
-            raise tally.broken("the data is damaged or breaks off")
+        tally.judge(packet)
+        if not packet.size and packet.dts is not None:  # of Theora: the frame before is shown once more
+            continue
         try:
             frames = decoder.decode(packet if packet.size else None)
         except av.FFmpegError as error:
             if tally.minds(packet.pts) or (packet.is_keyframe and shown_from is None):
-                raise tally.broken(reason_of(error)) from error
+                tally.lose(reason_of(error), error)
             continue
         for frame in frames:
             if frame.is_corrupt and tally.minds(frame.pts):
-                raise tally.broken("the data is damaged")
-            if not frame.is_corrupt:
+                tally.lose("the data is damaged")
+            if keep or not frame.is_corrupt:
                 check_pixels(frame.width, frame.height, path, max_pixels)
                 tally.shown(tick_of(frame))
                 yield frame
+    tally.judge(None)
     if missing := tally.missing():
-        raise tally.broken(missing)
+        tally.lose(missing)
+    tally.count_losses()
 
 
-def _decoder(stream: VideoStream, max_pixels: int) -> Any:
+def _decoder(stream: VideoStream, max_pixels: int, keep: bool) -> Any:
     decoder: Any = stream.codec_context
     if tag_of(stream, "alpha_mode") == "1" and decoder.name in _ALPHA_DECODERS:
         decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
-    decoder.options = {"err_detect": "crccheck+explode", "max_pixels": str(max_pixels)}
+    strict = {} if keep or decoder.name in _NEVER_STRICT else {"err_detect": "crccheck+explode"}
+    decoder.options = {**strict, "max_pixels": str(max_pixels)}
     return decoder
 
 
@@ -123,19 +141,67 @@ def _packets(
             tally.read(packet)
             yield packet
     except av.FFmpegError as error:
-        raise tally.broken(reason_of(error)) from error
+        tally.lose(reason_of(error), error)
 
 
 class _Tally:
     """Counts what was read, and knows what the file declares."""
 
-    def __init__(self, stream: VideoStream, path: Path, max_pixels: int, shown_from: int | None) -> None:
+    def __init__(
+        self, stream: VideoStream, path: Path, max_pixels: int, shown_from: int | None, keep: bool
+    ) -> None:
         self._stream, self._path, self._max_pixels, self._shown_from = stream, path, max_pixels, shown_from
         self._time_base = stream.time_base or Fraction(1, 90000)
+        self._keep = keep
+        self._losses: list[str] = []
         self._packets = 0
         self._end = 0
         self._frames = 0
         self._last: int | None = None  # tick of the last frame
+        self._suspect: tuple[int, int] | None = (
+            None  # packets since one that may stand before a joint, and its tick
+        )
+
+    def judge(self, packet: av.Packet[VideoStream] | None) -> None:
+        """Whether a packet that is marked as damaged is; one before a joint of transport streams only looks so."""
+        tick = None if packet is None else packet.dts if packet.dts is not None else packet.pts
+        if self._suspect is not None and (packet is None or packet.size):
+            ago, before = self._suspect
+            jumped = tick is not None and not 0 <= (tick - before) * self._time_base <= _JOINT
+            self._suspect = None if jumped else (ago + 1, before)
+            if not jumped and (packet is None or ago == _BEFORE_A_JOINT):
+                self._suspect = None
+                self.lose("the data is damaged or breaks off")
+        if packet is not None and packet.is_corrupt and self.minds(packet.pts):
+            if self._stream.container.format.name == "mpegts" and tick is not None:
+                self._suspect = 0, tick
+            else:
+                self.lose("the data is damaged or breaks off")
+
+    def lose(self, reason: str, error: Exception | None = None) -> None:
+        """Something is lost: an error, or one more to count."""
+        if not self._keep:
+            raise self.broken(reason) from error
+        self._losses.append(reason)
+
+    def count_losses(self) -> None:
+        """Say in one line what was lost."""
+        if not self._losses:
+            return
+        if not self._frames:
+            raise self.broken(self._losses[0])
+        expected = self._stream.frames
+        if not expected and (duration := declared_duration(self._stream)):
+            expected = round(duration * (self._stream.average_rate or 0))
+        lost = max(0, expected - self._frames)
+        what = f"{lost} of {expected} are lost" if lost else "some may be patched up"
+        logger.warning(
+            "%s: damaged (%s); %d frames are kept, %s",
+            file_name(self._path),
+            self._losses[0],
+            self._frames,
+            what,
+        )
 
     def read(self, packet: av.Packet[VideoStream]) -> None:
         if packet.size:
@@ -161,28 +227,32 @@ class _Tally:
         place = f"after frame {self._frames} at" if self._shown_from is None else "after the frame at"
         return MediaError(
             f"{file_name(self._path)}: broken {place} {seconds:.3f} s ({reason}); "
-            "copy or export it again, or read only the frames before"
+            "copy or export it again, or keep what can be decoded (--damaged keep)"
         )
 
     def missing(self) -> str | None:
         """What is missing at the end of the file, if anything."""
         kind, size = self._stream.container.format.name, self._path.stat().st_size
-        if kind == "mpegts" and all(size % length for length in _TS_PACKETS):
+        cut = is_cut_off(self._path, size)
+        if kind == "mpegts" and unfinished_packet(self._path, size) == self._stream.id:
             return "the file ends inside a packet"
-        if "mp4" in kind:
-            declared = len(self._stream.index_entries)
-            cut = self._shown_from is None and self._packets < declared
-            return f"{self._packets} of {declared} frames are in the file" if cut else None
-        if kind != "avi" and "matroska" not in kind:
+        if "mp4" in kind and (declared := len(self._stream.index_entries)) and not cut:
+            short = self._shown_from is None and self._packets < declared
+            return f"{self._packets} of {declared} frames are in the file" if short else None
+        if not cut and kind != "avi":  # a header may outlast the last frame
             return None
-        duration, rate = declared_duration(self._stream), self._stream.average_rate or Fraction(25)
+        rate = self._stream.average_rate or Fraction(25)
+        duration = declared_duration(self._stream)
         if kind == "avi":  # its duration is that of the frames FFmpeg found, not of those declared
             duration = self._stream.frames / rate
-        slack = Fraction(3, 2) / rate if is_cut_off(self._path, size) else _SLACK
-        end = self._end * self._time_base
-        if duration is not None and end < duration - slack:
-            return f"the file ends at {float(end):.3f} s of {float(duration):.3f} s"
-        return None
+        if duration is None or kind in _MEASURED:
+            return "the file is cut off"
+        end, slack = self._end * self._time_base, Fraction(3, 2) / rate if cut else _SLACK
+        return (
+            f"the file ends at {float(end):.3f} s of {float(duration):.3f} s"
+            if end < duration - slack
+            else None
+        )
 
 
 def declared_duration(stream: VideoStream) -> Fraction | None:

@@ -55,6 +55,7 @@ class VideoInfo:
         pixel_aspect: width of a pixel over its height.
         has_audio: whether there is a sound track.
         first_time: seconds on the container's clock at which the first frame is shown.
+        interlaced: whether the first frame is flagged as two fields.
     """
 
     path: str
@@ -71,6 +72,7 @@ class VideoInfo:
     pixel_aspect: Fraction = Fraction(1)
     has_audio: bool = False
     first_time: Fraction = Fraction(0)
+    interlaced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

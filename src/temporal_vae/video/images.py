@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+logger = logging.getLogger(__name__)
+
 _JPEG_STREAMS = {".mjpeg", ".mjpg"}
 _ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}
 _SHORTEST = Fraction(1, 100)  # seconds; shorter delays are shown for a tenth, as browsers do
@@ -69,16 +72,28 @@ class ImageSource:
         background: uint8 `(3,)`, shown through transparent parts.
         max_pixels: larger pictures are refused before they are decoded.
         map_hdr: show PQ and HLG as BT.709.
+        keep_damaged: deliver the frames of an animation that come before damage, and say so.
 
     Attributes:
+        last_shown: time of the last frame that `pictures` gave, and for how many seconds it is shown.
         info: what the file is; the rate of an animation is the average of its first frames.
 
     Raises:
         MediaError: not an image, damaged, or too large.
     """
 
-    def __init__(self, path: Path, background: Frames, max_pixels: int, map_hdr: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        background: Frames,
+        max_pixels: int,
+        map_hdr: bool = True,
+        *,
+        keep_damaged: bool = False,
+    ) -> None:
         self._path, self._background, self._max_pixels = path, background, max_pixels
+        self._keep = keep_damaged
+        self.last_shown: tuple[Fraction, Fraction] | None = None
         with _opened(path, max_pixels) as image:
             color = declared_color(path, image.format)
             self._hdr = color if map_hdr and is_hdr(color) else None
@@ -105,8 +120,14 @@ class ImageSource:
         shown = min(self._count, _SAMPLED)
         delays = Fraction(0)
         for index in range(self._first, self._first + shown):
-            image.seek(index)
-            image.load()
+            try:
+                image.seek(index)
+                image.load()
+            except Exception:  # of a dozen types; `pictures` raises it, after the frames before
+                if index == self._first:
+                    raise
+                shown = index - self._first
+                break
             delays += _delay(image)
         return shown / delays
 
@@ -115,9 +136,19 @@ class ImageSource:
         time = Fraction(0)
         with _opened(self._path, self._max_pixels) as image:
             for index in range(self._first, self._first + self._count):
+                try:
+                    if self._count > 1:
+                        image.seek(index)
+                    pixels = _pixels(image, self._path, self._background, self._hdr)
+                except Exception as error:  # of a dozen types
+                    if not self._keep or index == self._first:
+                        raise
+                    kept, reason = index - self._first, " ".join(str(error).split())
+                    what = f"{kept} frames are kept, {self._count - kept} of {self._count} are lost"
+                    logger.warning("%s: damaged (%s); %s", file_name(self._path), reason, what)
+                    return
                 if self._count > 1:
-                    image.seek(index)
-                pixels = _pixels(image, self._path, self._background, self._hdr)
+                    self.last_shown = time, _delay(image)
                 yield time, partial(_itself, pixels)
                 time += _delay(image)
 

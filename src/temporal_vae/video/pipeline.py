@@ -47,6 +47,8 @@ class Selection(TypedDict, total=False):
         size: `(width, height)` in pixels, or the width alone to keep the aspect.
         background: colour behind transparent pixels: a name, `#rrggbb`, or red, green and blue.
         hdr: `map` shows PQ and HLG as BT.709, `keep` leaves their signals as they are.
+        damaged: `error`, or `keep` what can be decoded of a damaged file.
+        deinterlace: `auto` where frames are flagged as interlaced, or `never`.
     """
 
     start: float | None
@@ -55,6 +57,8 @@ class Selection(TypedDict, total=False):
     size: Size | None
     background: str | tuple[int, int, int]
     hdr: str
+    damaged: str
+    deinterlace: str
 
 
 class Output(TypedDict, total=False):

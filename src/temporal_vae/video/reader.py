@@ -56,6 +56,8 @@ class VideoReader:
         size: `(width, height)`, or the width alone to keep the aspect; Lanczos.
         background: colour behind transparent parts, a name, `"#ff8800"` or three numbers.
         hdr: `map` shows PQ and HLG as BT.709, `keep` delivers their signals as they are.
+        damaged: `keep` delivers what can be decoded of a damaged file, and counts in a line what is lost.
+        deinterlace: `auto` makes frames of the fields of frames that are flagged as interlaced; `never` leaves them.
         max_pixels: larger pictures are refused.
 
     Attributes:
@@ -79,6 +81,8 @@ class VideoReader:
         size: Size | None = None,
         background: str | tuple[int, int, int] = "black",
         hdr: str = "map",
+        damaged: str = "error",
+        deinterlace: str = "auto",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._start = exact(start or 0, "start")
@@ -92,8 +96,18 @@ class VideoReader:
             raise InputError(f"frames={frames}: at least 1, or None for all")
         if hdr not in ("map", "keep"):
             raise InputError(f"hdr={hdr!r}: choose map or keep")
+        if damaged not in ("error", "keep"):
+            raise InputError(f"damaged={damaged!r}: choose error or keep")
+        if deinterlace not in ("auto", "never"):
+            raise InputError(f"deinterlace={deinterlace!r}: choose auto or never")
         self._source = _open(
-            source, self._fps or STILL_RATE, parse_background(background), max_pixels, hdr == "map"
+            source,
+            self._fps or STILL_RATE,
+            parse_background(background),
+            max_pixels,
+            hdr == "map",
+            keep_damaged=damaged == "keep",
+            deinterlace=deinterlace == "auto",
         )
         self.info: VideoInfo = self._source.info
         self._mapped = hdr == "map" and is_hdr(self.info.color)
@@ -121,7 +135,7 @@ class VideoReader:
     @property
     def last_duration(self) -> Fraction | None:
         """Seconds for which the last frame that came out is shown; `None` where the file does not tell."""
-        time, shown = getattr(self._source, "last_shown", (None, None))
+        time, shown = getattr(self._source, "last_shown", None) or (None, None)
         return shown if self._fps is None and time is not None and time == self._last else None
 
     @property
@@ -169,7 +183,7 @@ class VideoReader:
             _tell(self.info.path, "YCgCo is read as BT.601, as FFmpeg's scaler does; colours may be off")
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
         if self._fps is not None:
-            last = lambda: getattr(self._source, "last_shown", (None, None))[1]  # noqa: E731
+            last = lambda: (getattr(self._source, "last_shown", None) or (None, None))[1]  # noqa: E731
             stream = at_rate(stream, self._fps, self.info.rate, last)
         count = 0
         for timestamp, render in islice(stream, self._frames):
@@ -193,7 +207,16 @@ def _tell(path: str, what: str) -> None:
     logger.warning("%s: %s", file_name(path), what)
 
 
-def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: int, map_hdr: bool) -> Source:
+def _open(
+    source: str | Path,
+    rate: Fraction,
+    background: Frames,
+    max_pixels: int,
+    map_hdr: bool,
+    *,
+    keep_damaged: bool,
+    deinterlace: bool,
+) -> Source:
     path, name = Path(source), file_name(source)
     if not name.strip():
         raise MediaError("the source has no name; give a file, a folder of images or a pattern")
@@ -213,7 +236,10 @@ def _open(source: str | Path, rate: Fraction, background: Frames, max_pixels: in
             )
         if path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty; copy or export it again")
-        return (ImageSource if is_image(path) else ContainerSource)(path, background, max_pixels, map_hdr)
+        if is_image(path):
+            return ImageSource(path, background, max_pixels, map_hdr, keep_damaged=keep_damaged)
+        how = {"keep_damaged": keep_damaged, "deinterlace": deinterlace}
+        return ContainerSource(path, background, max_pixels, map_hdr, **how)
     except OSError as error:
         raise MediaError(f"{name}: can't be read ({(error.strerror or 'unknown error').lower()})") from error
 
