@@ -7,10 +7,12 @@ import pytest
 import torch
 from refusals import refused
 
+from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError
 from temporal_vae.training.begin import begin, new_model, start_linear
 from temporal_vae.training.config import Architecture, make_config
 from temporal_vae.training.linear import LinearAutoencoder, keep_constants, plant
+from temporal_vae.training.parts import choose
 from temporal_vae.training.scenes import render_scene
 from temporal_vae.training.yardstick import PatchComponents
 from temporal_vae.video.tensors import to_tensor
@@ -135,3 +137,15 @@ def test_components_are_the_best_that_only_add():
     )
     assert np.abs(two.astype(int) - pictures).max() <= 1
     assert np.abs(one.astype(int) - pictures).max() > 3
+
+
+@pytest.mark.parametrize("learns", ["decoder", "temporal"])
+def test_constants_are_kept_in_a_model_that_is_frozen_in_part(learns):
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(96, 96), latent_channels=4
+    )
+    choose(vae, learns)
+    keep_constants(vae)
+    vae(torch.zeros(2, 3, 16, 16), num_frames=2).sample.sum().backward()
+    grads = {name for name, parameter in vae.named_parameters() if parameter.grad is not None}
+    assert any("temporal_res_block" in name for name in grads)

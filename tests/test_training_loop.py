@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from command_line import run as run_command
 from refusals import refused
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
@@ -21,6 +23,7 @@ from temporal_vae.cli import commands
 from temporal_vae.errors import CheckpointError, ConfigError, TrainingError
 from temporal_vae.training import learner, loop, state
 from temporal_vae.training.config import TrainConfig, make_config
+from temporal_vae.video import outputs
 
 TINY: dict[str, Any] = {
     "model": {"new": {"block_out_channels": [64, 64], "latent_channels": 4}, "start": None},
@@ -58,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_run_leaves(whole: Path) -> None:
     names = sorted(path.name for path in whole.iterdir())
-    assert names == ["checkpoints", "config.yaml", "model", "report.json", "tensorboard"]
+    assert names == [".lock", "checkpoints", "config.yaml", "model", "report.json", "tensorboard"]
     assert [step for step, _ in state.checkpoints(whole)] == [4, 6]
     report = json.loads((whole / "report.json").read_text())
     assert report["steps"] == 6
@@ -82,7 +85,7 @@ def test_other_seeds_end_elsewhere(whole: Path, tmp_path: Path) -> None:
     assert not torch.equal(weights(whole)[name], weights(tmp_path)[name])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_run_after_its_step(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -105,20 +108,32 @@ def test_a_signal_ends_a_run_after_its_step(
     assert_same(weights(whole), weights(tmp_path))
 
 
+KINDS = {
+    "accumulate, float16, 3d": {
+        "optimizer": {"accumulate": 2, "weight_decay": 0.1},
+        "precision": "float16",
+        "adversary": {"width": 8, "layers": 1, "first_step": 3},
+    },
+}
+MORE_KINDS = {
+    "accumulate": {"optimizer": {"accumulate": 2, "weight_decay": 0.1}, "ema": 0},
+    "validation": {"validation": {"sources": [{"scenes": 1}], "size": 32, "every": 2, "frames": 2}},
+    "2d": {"adversary": {"width": 8, "layers": 1, "kind": "2d", "adaptive": False}},
+    "3d": {"adversary": {"width": 8, "layers": 1, "first_step": 3}},
+    "bfloat16": {"precision": "bfloat16", "gradient_checkpointing": True},
+    "float16": {"precision": "float16"},
+    "temporal": {"train": "temporal", "model": {"start": "embedded"}, "sample_posterior": False},
+    "losses": {"losses": {"charbonnier": 0, "l1": 1, "l2": 1, "ms_ssim": 0.1, "motion_penalty": "l1"}},
+    "workers": {"data": {"sources": [{"scenes": 2}], "workers": 1}},
+}
+
+
 @pytest.mark.parametrize(
     "values",
     [
-        {"adversary": {"width": 8, "layers": 1, "first_step": 3}},
-        {"adversary": {"width": 8, "layers": 1, "kind": "2d", "adaptive": False}},
-        {"precision": "bfloat16", "gradient_checkpointing": True},
-        {"precision": "float16"},
-        {"optimizer": {"accumulate": 2, "weight_decay": 0.1}, "ema": 0},
-        {"train": "temporal", "model": {"start": "embedded"}, "sample_posterior": False},
-        {"losses": {"charbonnier": 0, "l1": 1, "l2": 1, "ms_ssim": 0.1, "motion_penalty": "l1"}},
-        {"data": {"sources": [{"scenes": 2}], "workers": 1}},
-        {"validation": {"sources": [{"scenes": 1}], "size": 32, "every": 2, "frames": 2}},
+        *(pytest.param(values, id=name) for name, values in KINDS.items()),
+        *(pytest.param(values, id=name, marks=pytest.mark.slow) for name, values in MORE_KINDS.items()),
     ],
-    ids=["3d", "2d", "bfloat16", "float16", "accumulate", "temporal", "losses", "workers", "validation"],
 )
 def test_every_kind_of_run_resumes_to_the_same_bits(tmp_path: Path, values: dict[str, Any]) -> None:
     """The state of a run is complete: 2 + 2 steps are 4 steps, in weights and in everything a checkpoint holds."""
@@ -161,8 +176,8 @@ def test_losses_fall(tmp_path: Path) -> None:
             "optimizer": {"learning_rate": 2e-3, "warm_up": 5},
             "checkpoints": {"every": 1000},
         }
-        loop.train(tiny(tmp_path, steps=60, **values), quiet=True)
-    assert sum(seen[-10:]) < 0.85 * sum(seen[:10])
+        loop.train(tiny(tmp_path, steps=40, **values), quiet=True)
+    assert sum(seen[-10:]) < 0.9 * sum(seen[:10])
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
@@ -245,6 +260,148 @@ def test_no_cuda(tmp_path: Path) -> None:
     )
 
 
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    """A folder that another process trains in is refused, and nothing in it changes; a dead process holds nothing."""
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom temporal_vae.training.lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    run = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        refused(
+            TrainingError,
+            lambda: loop.train(tiny(tmp_path, steps=1), quiet=True),
+            f"process {holder.pid} on ",
+            "trains there",
+            "choose another output",
+        )
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        holder.kill()
+    assert loop.train(tiny(tmp_path, steps=1), quiet=True).finished
+
+
+def test_gradients_of_the_adversary_that_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is learnt from such a step, by neither of the two."""
+    criticise, count = learner.Learner._criticise, iter(range(100))
+
+    def spoil(self: learner.Learner, *args: Any, **options: Any) -> Any:
+        loss = criticise(self, *args, **options)
+        discriminator = self.state.discriminator
+        assert discriminator is not None
+        if next(count) == 1:
+            next(iter(discriminator.parameters())).grad[0] = torch.nan  # type: ignore[index]
+        return loss
+
+    monkeypatch.setattr(learner.Learner, "_criticise", spoil)
+    config = tiny(tmp_path, steps=3, adversary={"width": 8, "layers": 1})
+    assert loop.train(config, quiet=True).report["bad_steps"] == 1
+    tensors = load_file(state.checkpoints(tmp_path)[-1][1] / state.STATE)
+    assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
+
+
+def test_a_loss_that_explodes_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, {4, 5}, 1e4)
+    figures = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr("temporal_vae.training.validation.mean_psnr", lambda _: next(figures))
+    monkeypatch.setattr("temporal_vae.training.watch.mean_psnr", lambda _: 0.0)
+    validation = {"sources": [{"scenes": 1}], "size": 32, "every": 3, "frames": 2}
+    outcome = loop.train(tiny(tmp_path, steps=6, validation=validation))
+    said = capsys.readouterr().err
+    assert "step 5: warning: the loss is " in said
+    exploded, best = outcome.report["warnings"]
+    assert "times the lowest; lower optimizer.learning_rate" in exploded
+    where = state.checkpoints(tmp_path)[0][1] / "model"
+    assert best == f"the weights ended at 20.0 dB; the best, 30.0 dB, are in {where}"
+    assert f"warning: {best}" in said
+
+
+def test_a_plain_run_warns_of_nothing(whole: Path) -> None:
+    assert json.loads((whole / "report.json").read_text())["warnings"] == []
+
+
+def test_values_that_are_let_change(tmp_path: Path) -> None:
+    """The checkpoint carries its settings: they are compared although `config.yaml` is gone."""
+    loop.train(tiny(tmp_path, steps=2), quiet=True)
+    (tmp_path / "config.yaml").unlink()
+    slower = {"optimizer": {"learning_rate": 1e-4, "warm_up": 2}}
+    config = tiny(tmp_path, steps=4, **slower)
+    refused(
+        ConfigError,
+        lambda: loop.train(config, quiet=True),
+        "another optimizer.learning_rate",
+        "--allow-change optimizer.learning_rate",
+    )
+    refused(ConfigError, lambda: loop.train(config, quiet=True, allow_change=["seed"]), "learning_rate")
+    assert loop.train(config, quiet=True, allow_change=["optimizer.learning_rate"]).report["steps"] == 4
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optimizer"]["learning_rate"] == 1e-4
+    assert loop.train(tiny(tmp_path, steps=5, **slower), quiet=True).report["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["save_file", *(pytest.param(place, marks=pytest.mark.slow) for place in ("checkpoint", "model"))],
+)
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Nothing is lost: once there is room, the same call goes on."""
+    loop.train(tiny(tmp_path, steps=2), quiet=True)
+
+    def full(*_: Any, **__: Any) -> None:
+        if place == "save_file":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if place == "save_file":
+            patch.setattr(state, "save_file", full)
+        elif place == "checkpoint":
+            patch.setattr(state, "_flush", full)
+        else:
+            patch.setattr(loop._Run, "_save", lambda self: None)
+            patch.setattr(AutoencoderKLTemporalDecoder, "save_pretrained", full)
+        refused(
+            TrainingError,
+            lambda: loop.train(tiny(tmp_path, steps=4), quiet=True),
+            "No space left",
+            "MB are needed",
+        )
+    assert [step for step, _ in state.checkpoints(tmp_path)] == [2]
+    assert not list(tmp_path.rglob("*.part*"))
+    assert loop.train(tiny(tmp_path, steps=4), quiet=True).finished
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for folder in ("", "sheets", "checkpoints"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("model", "step-00000004.png"):
+            left = outputs._temporary_name(tmp_path / folder / name)
+            left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).write_text("half")
+    loop.train(tiny(tmp_path, steps=1), quiet=True)
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_process_says_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under a launcher: the first one alone, and the launcher repeats it from a file."""
+    config = write_config(tmp_path / "run", steps=1, device="cuda")
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert run_command("train", config) == 1
+    assert ("device='cuda'" in capsys.readouterr().err) == (rank == "0")
+    assert "device='cuda'" in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+
+
 # Processes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -263,10 +420,8 @@ def command(config: Path, *more: str) -> list[str]:
 def kill_at(run: list[str], output: Path, step: int, delay: float) -> None:
     """Start a run, and SIGKILL it `delay` seconds after its checkpoint of `step` is there."""
     process = subprocess.Popen(run, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
     while not any(found >= step for found, _ in state.checkpoints(output)):
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(delay)
     process.kill()
@@ -288,6 +443,7 @@ def killed_and_resumed(tmp_path: Path, kills: list[tuple[int, float]]) -> None:
     assert not list((output / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     killed_and_resumed(tmp_path, [(3, 0.05)])
 
@@ -299,16 +455,16 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_of_the_command(tmp_path: Path) -> None:
     output = tmp_path / "run"
     config = write_config(output, steps=100_000, checkpoints={"every": 100_000})
     process = subprocess.Popen(
         command(config), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while not list((output / "tensorboard").glob("*")):
+    while not list((output / "tensorboard").glob("*")):  # signals are minded from before that on
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(4)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
@@ -317,6 +473,7 @@ def test_ctrl_c_of_the_command(tmp_path: Path) -> None:
     assert len(state.checkpoints(output)) == 1
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """Both work, agree, validate, and resume to the same bits."""
     validation = {"sources": [{"scenes": 3}], "size": 32, "every": 4, "frames": 2}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import json_option
-from temporal_vae.errors import InputError
+from temporal_vae.errors import InputError, TemporalVaeError
 
 _SIGNALLED = 128  # plus the number of the signal: what a shell reports of a command that a signal ended
 
@@ -20,6 +25,12 @@ _SIGNALLED = 128  # plus the number of the signal: what a shell reports of a com
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
 @click.option("--defaults", is_flag=True, help="Print all names with their defaults as YAML, and end.")
 @click.option("--show", is_flag=True, help="Print the configuration as it would be used, and end.")
+@click.option(
+    "--allow-change",
+    multiple=True,
+    metavar="NAME",
+    help="Go on with another value of NAME than the run in OUTPUT, such as optimizer.learning_rate.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 def train(
@@ -28,6 +39,7 @@ def train(
     output: Path | None,
     defaults: bool,
     show: bool,
+    allow_change: tuple[str, ...],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -56,11 +68,31 @@ def train(
 
     if not quiet and not as_json:
         click.echo(to_yaml(settings), err=True)
-    outcome = run(settings, quiet=quiet or as_json)
+    with _one_error_of_all():
+        outcome = run(settings, quiet=quiet or as_json, allow_change=allow_change)
     if as_json:
         print_json(outcome.report)
     if outcome.signal is not None:
         click.get_current_context().exit(_SIGNALLED + outcome.signal)
+
+
+@contextmanager
+def _one_error_of_all() -> Iterator[None]:
+    """Under a launcher of several processes, let the first alone say what went wrong, and the launcher repeat it last.
+
+    torchrun prints at its end what its processes leave in the file that this variable names.
+    """
+    try:
+        yield
+    except TemporalVaeError as error:
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+            text = json.dumps({"message": {"message": str(error), "extraInfo": extra}})
+            with suppress(OSError):
+                Path(file).write_text(text)
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(1)
+        raise
 
 
 def _need_extra() -> None:

@@ -106,16 +106,18 @@ class Learner:
             self._scaler.unscale_(optimizer)
         most = self._config.optimizer.gradient_norm
         norm = nn.utils.clip_grad_norm_(self._learning, most).item()
+        finite = math.isfinite(norm)
         if self.state.discriminator is not None:
-            nn.utils.clip_grad_norm_(self.state.discriminator.parameters(), most)
-        if not self._scaler.is_enabled() and not math.isfinite(norm):
+            critical = nn.utils.clip_grad_norm_(self.state.discriminator.parameters(), most)
+            finite = finite and bool(torch.isfinite(critical))
+        if not self._scaler.is_enabled() and not finite:
             return None
         rate = learning_rate(self._config.optimizer, self.state.counters.step, self._config.steps)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        for optimizer in optimizers:
+        for optimizer in optimizers if finite else ():
             self._scaler.step(optimizer)
-        self._scaler.update()
+        self._scaler.update()  # where gradients were not finite in float16, losses are scaled by less from now on
         return {**sums, "gradient_norm": norm, "learning_rate": rate}
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:

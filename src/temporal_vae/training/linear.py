@@ -160,9 +160,11 @@ def keep_constants(vae: AutoencoderKLTemporalDecoder) -> None:
     Their inputs' large common value would turn every optimizer step into a jump of the picture's mean.
     """
     for module in vae.modules():
-        if isinstance(module, Downsample | Upsample):
+        if isinstance(module, Downsample | Upsample) and module.conv.weight.requires_grad:
             readable = _slots(module.conv.in_channels).lt(2).float()[:, None, None]
-            module.conv.weight.register_hook(lambda gradient, mask=readable: gradient * mask)
+            module.conv.weight.register_hook(
+                lambda gradient, mask=readable: gradient * mask.to(gradient.device)
+            )
 
 
 def _make_identities(vae: AutoencoderKLTemporalDecoder) -> None:

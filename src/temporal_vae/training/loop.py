@@ -8,7 +8,8 @@ changes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,18 @@ from temporal_vae.training import begin, state, validation
 from temporal_vae.training.config import TrainConfig, differences, read_config, to_yaml
 from temporal_vae.training.data import Clips, load, to_device
 from temporal_vae.training.learner import Learner
+from temporal_vae.training.lock import locked
 from temporal_vae.training.parts import choose
 from temporal_vae.training.processes import any_process
 from temporal_vae.training.signals import Interrupts
 from temporal_vae.training.watch import Watch
-from temporal_vae.video.outputs import complete_or_nothing
+from temporal_vae.video.outputs import complete_or_nothing, remove_leftovers
 from temporal_vae.video.report import peak_memory
 
 CONFIG = "config.yaml"
+_LOSS_STEPS = 10  # that the average of the loss looks back on
+_EXPLODED = 10  # times the lowest
+_WORSE = 3.0  # dB below the best
 _SCALE_BATCHES = 4  # of training data, for the scale of latents
 
 
@@ -49,7 +54,7 @@ class Outcome:
     report: dict[str, Any]
 
 
-def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
+def train(config: TrainConfig, *, quiet: bool = False, allow_change: Sequence[str] = ()) -> Outcome:
     """Train as `config` says, from the last checkpoint in its `output` where there is one.
 
     Writes to that folder: `config.yaml`, `checkpoints/`, `model/` at the end (the averaged weights, as
@@ -59,25 +64,31 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
     Args:
         config: all of the run.
         quiet: print nothing but errors.
+        allow_change: names of values, such as `optimizer.learning_rate`, that may differ from those of the run in
+            `output`; from its last checkpoint on the new ones hold.
 
     Raises:
         ConfigError: a configuration that contradicts itself, the machine, or the run in `output`.
         CheckpointError: a model that cannot be loaded, or a checkpoint that cannot be resumed from.
         MediaError: nothing to learn from can be read.
-        TrainingError: too many steps in a row without a finite loss.
+        TrainingError: too many steps in a row without a finite loss, another run in that folder, a full disk.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda': torch sees none on this machine; use auto or cpu")
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
     output = Path(config.output)
     first = accelerator.is_main_process
-    found = _prepare_output(output, config, first)
+    if first:
+        _make_folder(output)
     accelerator.wait_for_everyone()
-    with (
-        Interrupts() as interrupts,
-        Watch(output, steps=config.steps, shown=first, quiet=quiet) as watch,
-    ):
-        return _Run(config, accelerator, watch, interrupts, found).run()
+    with locked(output) if first else nullcontext():
+        found = _prepare_output(output, config, first, allow_change)
+        accelerator.wait_for_everyone()
+        with (
+            Interrupts() as interrupts,
+            Watch(output, steps=config.steps, shown=first, quiet=quiet) as watch,
+        ):
+            return _Run(config, accelerator, watch, interrupts, found).run()
 
 
 class _Run:
@@ -110,6 +121,7 @@ class _Run:
         learning = sum(vae.get_parameter(name).numel() for name in names)
         watch.say(f"{learning:,} of {sum(p.numel() for p in vae.parameters()):,} parameters learn")
         self._figures: list[validation.Figures] = []
+        self._last_psnr: float | None = None
         self._note({**dict(self._clips.faults), **faults})
 
     @property
@@ -141,7 +153,11 @@ class _Run:
             self._write_model()
         else:
             self._watch.say(f"stopped at step {counters.step} and saved; the same command goes on from there")
-        facts = {"config": asdict(config), "validation": [asdict(each) for each in self._figures]}
+        warnings = self._warnings()
+        for warning in warnings:
+            self._watch.say(f"warning: {warning}")
+        figures = [asdict(each) for each in self._figures]
+        facts = {"config": asdict(config), "validation": figures, "warnings": warnings}
         report = self._watch.report(counters, facts, peak_memory(self._accelerator.device))
         return Outcome(finished=not stopped, signal=self._interrupts.received, report=report)
 
@@ -168,8 +184,38 @@ class _Run:
                 )
             return
         counters.bad_in_a_row = 0
+        self._follow(values["loss"])
         self._state.average(self._config.ema)
         self._watch.step(counters, values)
+
+    def _follow(self, loss: float) -> None:
+        """Keep the moving average of the loss, and say once when it has exploded."""
+        counters = self._counters
+        before, lowest = counters.recent_loss, counters.lowest_loss
+        recent = loss if before is None else before + (loss - before) / _LOSS_STEPS
+        counters.recent_loss = recent
+        counters.lowest_loss = recent if lowest is None else min(lowest, recent)
+        if lowest is not None and before is not None and before <= _EXPLODED * lowest < recent:
+            self._watch.say(
+                f"step {counters.step}: warning: the loss is {recent / lowest:.0f} times what it was; lower "
+                "optimizer.learning_rate"
+            )
+
+    def _warnings(self) -> list[str]:
+        """What is wrong with a run although all of its numbers are finite."""
+        counters, found = self._counters, []
+        lowest = counters.lowest_loss
+        if lowest and counters.recent_loss is not None and counters.recent_loss > _EXPLODED * lowest:
+            found.append(
+                f"the loss ended at {counters.recent_loss:.3g}, {counters.recent_loss / lowest:.0f} times the lowest; "
+                "lower optimizer.learning_rate"
+            )
+        best, ended = counters.best_psnr, self._last_psnr
+        if best is not None and ended is not None and ended < best - _WORSE:
+            folder = state.folder_of(self._output, counters.best_step or 0) / state.MODEL
+            where = f"in {folder}" if folder.is_dir() else "those that the run began with"
+            found.append(f"the weights ended at {ended:.1f} dB; the best, {best:.1f} dB, are {where}")
+        return found
 
     def _validate(self) -> None:
         """Measure the averaged weights; each process takes its share of the samples."""
@@ -184,7 +230,7 @@ class _Run:
         self._figures = [figures for _, figures, _ in found]
         pairs = [(self._samples[number], result) for number, _, result in found]
         self._watch.validation(self._counters, self._figures, pairs)
-        psnr = validation.mean_psnr(self._figures)
+        psnr = self._last_psnr = validation.mean_psnr(self._figures)
         if self._counters.best_psnr is None or psnr > self._counters.best_psnr:
             self._counters.best_psnr, self._counters.best_step = psnr, self._counters.step
 
@@ -194,7 +240,7 @@ class _Run:
             self._note(dict([entry]))
         self._learner.remember()
         if self._accelerator.is_main_process:
-            state.save(self._state, self._output)
+            state.save(self._state, self._output, to_yaml(self._config))
             state.prune(self._output, keep=config.keep, best=counters.best_step)
         self._accelerator.wait_for_everyone()
 
@@ -205,7 +251,11 @@ class _Run:
         model = self._state.averaged_model()
         if self._config.model.new is not None:
             model.register_to_config(scaling_factor=self._scaling_factor(model))
-        with complete_or_nothing(self._output / state.MODEL) as temporary:
+        target, needed = (
+            self._output / state.MODEL,
+            sum(tensor.nbytes for tensor in model.state_dict().values()),
+        )
+        with state.disk_errors(target, needed), complete_or_nothing(target) as temporary:
             model.save_pretrained(temporary)
         self._watch.say(f"wrote {self._output / state.MODEL}")
 
@@ -228,28 +278,38 @@ class _Run:
                 self._watch.say(f"left out: {reason}")
 
 
-def _prepare_output(output: Path, config: TrainConfig, first: bool) -> Path | None:
-    """Make the folder of a run; return the checkpoint to go on from, if there is one.
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output={output}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _prepare_output(
+    output: Path, config: TrainConfig, first: bool, allow_change: Sequence[str]
+) -> Path | None:
+    """Write down the configuration of a run; return the checkpoint to go on from, if there is one.
 
     Raises:
-        ConfigError: the folder holds a run with another configuration, or cannot be made.
+        ConfigError: the folder holds a run with another configuration.
     """
     found = state.checkpoints(output)
     written = output / CONFIG
-    if found and written.is_file():
-        names = differences(read_config(written), config)
+    own = found[-1][1] / state.SETTINGS if found else written
+    before = own if own.is_file() else written  # checkpoints of the first releases have none of their own
+    if found and before.is_file():
+        names = [name for name in differences(read_config(before), config) if name not in allow_change]
         if names:
+            options = " ".join(f"--allow-change {name}" for name in names[:3])
             raise ConfigError(
-                f"{output}: holds a run with another {', '.join(names[:3])}; choose another output, or give the "
-                f"configuration in {written}"
+                f"{output}: holds a run with another {', '.join(names[:3])}; choose another output, give the "
+                f"configuration in {before}, or let it change ({options})"
             )
     if first:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"output={output}: cannot be made ({error.strerror}); choose another folder"
-            ) from error
+        for folder in (output, output / state.FOLDER, output / "sheets"):
+            remove_leftovers(folder)
         with complete_or_nothing(written) as temporary:
             temporary.write_text(to_yaml(config))
     return found[-1][1] if found else None

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import one_line
-from temporal_vae.errors import CheckpointError
+from temporal_vae.errors import CheckpointError, MediaError, TrainingError
 from temporal_vae.video.outputs import complete_or_nothing
 
 FOLDER = "checkpoints"
 STATE = "state.safetensors"
 MODEL = "model"
+SETTINGS = "config.yaml"
 _PREFIX = "step-"
 
 
@@ -45,6 +47,8 @@ class Counters:
         best_psnr: its figure in dB.
         scale: of losses in float16.
         scale_age: steps since it last changed.
+        recent_loss: moving average of the loss.
+        lowest_loss: the least that average was.
         faults: items that could not be read, and why.
     """
 
@@ -57,6 +61,8 @@ class Counters:
     best_psnr: float | None = None
     scale: float = 65536.0
     scale_age: int = 0
+    recent_loss: float | None = None
+    lowest_loss: float | None = None
     faults: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,23 +107,44 @@ class State:
         return model.eval()
 
 
-def save(state: State, output: Path) -> Path:
-    """Write a checkpoint of the present step; returns its folder.
+def save(state: State, output: Path, settings: str = "") -> Path:
+    """Write a checkpoint of the present step, with the settings of the run; returns its folder.
 
     It is written under another name, flushed to the disk and renamed, so that a process that is killed leaves either
     the whole of it or nothing that counts.
+
+    Raises:
+        TrainingError: the disk does not take it.
     """
     folder = output / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{_PREFIX}{state.counters.step:08d}"
-    with complete_or_nothing(target) as temporary:
-        state.averaged_model().save_pretrained(temporary / MODEL)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(state)}
-        save_file(tensors, temporary / STATE, metadata={"counters": json.dumps(asdict(state.counters))})
-        for file in temporary.rglob("*"):
-            _flush(file)
-    _flush(folder)
+    target = folder_of(output, state.counters.step)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(state)}
+    needed = sum(tensor.nbytes for name, tensor in tensors.items()) + sum(
+        tensor.nbytes for tensor in state.vae.state_dict().values()
+    )
+    with disk_errors(target, needed):
+        folder.mkdir(parents=True, exist_ok=True)
+        with complete_or_nothing(target) as temporary:
+            state.averaged_model().save_pretrained(temporary / MODEL)
+            save_file(tensors, temporary / STATE, metadata={"counters": json.dumps(asdict(state.counters))})
+            (temporary / SETTINGS).write_text(settings)
+            for file in temporary.rglob("*"):
+                _flush(file)
+        _flush(folder)
     return target
+
+
+@contextmanager
+def disk_errors(target: Path, needed: int) -> Iterator[None]:
+    """Say in one line of `TrainingError` that the disk does not take `target`, which needs so many bytes."""
+    try:
+        yield
+    except (OSError, SafetensorError, MediaError) as error:
+        free = shutil.disk_usage(target.parent if target.parent.is_dir() else target.parent.parent).free
+        raise TrainingError(
+            f"{target}: can't be written ({one_line(error)[:200]}); {needed / 1e6:,.0f} MB are needed and "
+            f"{free / 1e6:,.0f} MB free: make room and give the same command again, the checkpoint before is whole"
+        ) from error
 
 
 def restore(state: State, folder: Path) -> None:
@@ -142,6 +169,11 @@ def restore(state: State, folder: Path) -> None:
             f"{file}: cannot be resumed from ({reason}); remove that folder to go on from the one before"
         ) from error
     state.counters = counters
+
+
+def folder_of(output: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return output / FOLDER / f"{_PREFIX}{step:08d}"
 
 
 def checkpoints(output: Path) -> list[tuple[int, Path]]:

@@ -172,8 +172,11 @@ def _beginning(target: Path) -> str:
     if len(os.fsencode(stem)) > most:
         kept = os.fsencode(stem)[: most - 9].decode("utf-8", "ignore")
         stem = f"{kept}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
-    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-    return f".{stem}.{machine}-"
+    return f".{stem}.{_machine()}-"
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 def _suffix(target: Path) -> str:
@@ -194,6 +197,21 @@ def _remove_leftovers(target: Path) -> None:
             if found[2] and not target.exists():
                 path.rename(target)
             else:
+                _remove(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that are no more left in a folder, of whatever target."""
+    pattern = re.compile(rf"\..+\.{_machine()}-(\d+)-\d+\.part(\..+)?")
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            found = pattern.fullmatch(path.name)
+            if (
+                found
+                and path not in _unfinished
+                and not _is_alive(int(found[1]))
+                and not path.name.endswith(".old")
+            ):
                 _remove(path)
 
 
