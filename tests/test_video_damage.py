@@ -176,7 +176,7 @@ def test_a_header_that_declares_a_huge_picture(tmp_path):
     path.write_bytes(data)
     frames, message = read_until_broken(path)
     assert not frames
-    assert "its picture size is missing or over the limit of 67108864 pixels" in message
+    assert "its image size is missing or over the limit of 67108864 pixels" in message
     head = b"YUV4MPEG2 W60000 H60000 F25:1 C420\nFRAME\n" + bytes(1000)
     (tmp_path / "b.y4m").write_bytes(head)
     frames, _ = read_until_broken(tmp_path / "b.y4m")
@@ -189,7 +189,7 @@ def test_a_header_that_declares_a_huge_picture(tmp_path):
 
 def test_the_limit_of_a_picture_can_be_set(tmp_path):
     path = render(tmp_path / "a.mp4", scene(3, 64, 64))
-    with pytest.raises(MediaError, match=r"a\.mp4: a picture of 64x64 is over the limit of 4095 pixels"):
+    with pytest.raises(MediaError, match=r"a\.mp4: an image of 64x64 is over the limit of 4095 pixels"):
         VideoReader(path, max_pixels=4095)
     with VideoReader(path, max_pixels=4096) as reader:
         assert len(list(reader)) == 3

@@ -333,11 +333,11 @@ def test_a_damaged_image_is_named(folder):
 def test_an_image_over_the_limit_is_not_decoded(tmp_path):
     Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
     with pytest.raises(
-        MediaError, match=r"a\.png: a picture of 9000x9000 is over the limit of 67108864 pixels"
+        MediaError, match=r"a\.png: an image of 9000x9000 is over the limit of 67108864 pixels"
     ):
         VideoReader(tmp_path / "a.png")
     Image.new("1", (20000, 20000)).save(tmp_path / "b.png")
-    with pytest.raises(MediaError, match=r"b\.png: the picture is larger than Pillow opens"):
+    with pytest.raises(MediaError, match=r"b\.png: the image is larger than Pillow opens"):
         VideoReader(tmp_path / "b.png")
     Image.new("1", (20, 20)).save(tmp_path / "c.png")
     with pytest.raises(MediaError, match="over the limit of 100 pixels"):

@@ -388,6 +388,29 @@ def test_labels(tmp_path, suffix):
     assert (info.color, info.pixel_aspect) == (color, Fraction(16, 11))
 
 
+@pytest.mark.parametrize("aspect", [Fraction(16, 11), Fraction(10, 11), Fraction(4, 3)])
+def test_the_pixel_aspect_of_ffv1(tmp_path, aspect):
+    """In the description of the track, where FFmpeg and players look; the rest of the file stays as it was."""
+    source = with_sound(tmp_path / "source.mkv", "flac", frames=9)
+    for name, pixel_aspect in (("a.mkv", aspect), ("b.mkv", Fraction(1))):
+        write(tmp_path / name, scene(9), audio_from=source, pixel_aspect=pixel_aspect)
+    assert VideoReader(tmp_path / "a.mkv").info.pixel_aspect == aspect
+    assert (tmp_path / "a.mkv").stat().st_size == (tmp_path / "b.mkv").stat().st_size
+    for one, other in zip(
+        stream_packets(tmp_path / "a.mkv"), stream_packets(tmp_path / "b.mkv"), strict=True
+    ):
+        assert one == other
+    with VideoReader(tmp_path / "a.mkv", start=0.2) as reader:  # places of the index are right
+        assert np.array_equal(next(iter(reader))[0], scene(9)[5])
+
+
+def stream_packets(path):
+    with av.open(str(path)) as container:
+        return [
+            (packet.stream.index, packet.pts, bytes(packet)) for packet in container.demux() if packet.size
+        ]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 1), (2, 1), (1, 2), (3, 5)])
 def test_the_smallest_sizes_are_lossless(tmp_path, size):
     frames = np.random.default_rng(0).integers(0, 256, (3, *size, 3)).astype(np.uint8)

@@ -127,7 +127,7 @@ selection_options = _together(
     click.option(
         "--size",
         type=SizeType(),
-        help="Scale to WIDTH or WIDTHxHEIGHT pixels, as video tools write it: 1024x576 is a wide picture.",
+        help="Scale to WIDTH or WIDTHxHEIGHT pixels, as video tools write it: 1024x576 is a wide image.",
     ),
     click.option(
         "--background",

@@ -31,7 +31,7 @@ _PLANNERS: dict[str, Callable[..., Plan]] = {"decode": plan_decode, "encode": pl
     type=PictureType(),
     required=True,
     metavar="HEIGHTxWIDTH",
-    help="Of the frames in pixels, the height first, as tensors have it: 576x1024 is a wide picture.",
+    help="Of the frames in pixels, the height first, as tensors have it: 576x1024 is a wide image.",
 )
 @memory_option
 @click.option("--task", type=click.Choice(list(_PLANNERS)), default="decode", show_default=True)

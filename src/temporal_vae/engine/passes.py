@@ -29,7 +29,7 @@ from temporal_vae.engine.storage import (
     Scratch,
     SpilledFrames,
     SpillFile,
-    hand_back,
+    release_free_memory,
 )
 from temporal_vae.engine.workers import Workers
 
@@ -50,7 +50,7 @@ class Context:
 
     def use(self, level: LevelPlan) -> None:
         """Get ready for the passes of a level."""
-        hand_back()
+        release_free_memory()
         for scratch in self.scratch:
             scratch.resize(level.scratch_bytes)
         self.weights.resize(level.weights_bytes)

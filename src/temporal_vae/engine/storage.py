@@ -49,7 +49,7 @@ class Rows:
     height: int
 
 
-def hand_back() -> None:
+def release_free_memory() -> None:
     """Give the system what the C library keeps of temporaries that are gone: with glibc tens of megabytes."""
     if _trim is not None:
         _trim(0)
@@ -75,7 +75,7 @@ class Pool:
         self._free[tensor.dtype, tensor.numel()].append(tensor.flatten())
 
     def clear(self) -> None:
-        """Hand back to the system what nobody uses."""
+        """Release to the system what nobody uses."""
         self._free.clear()
 
 
@@ -169,7 +169,7 @@ class Frames:
 
 
 class _Store:
-    """Room of a known size, handed out piece by piece."""
+    """Room of a known size, allocated piece by piece."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[int]] = defaultdict(list)

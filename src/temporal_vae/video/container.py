@@ -75,7 +75,7 @@ class ContainerSource:
             stream = video_stream(container, path, max_pixels)
             first = next(decode(container, stream, path, max_pixels, keep=keep_damaged), None)
             if first is None:
-                raise MediaError(f"{file_name(path)}: holds no picture that can be decoded; export it again")
+                raise MediaError(f"{file_name(path)}: holds no frame that can be decoded; export it again")
             self._turn = Turn.of(first)
             self._coded_size = first.width, first.height
             reorders = bool(getattr(stream.codec_context, "has_b_frames", False))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
+from temporal_vae.video.matroska import number
+
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067  # identifiers of the two elements that make up a Matroska file
 _HEAD = 4096  # bytes; the first of them is a few dozen long
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -101,27 +103,12 @@ def _pages_end(file: BinaryIO, size: int) -> bool:
 def _segment_ends(head: bytes, size: int) -> bool:
     """Matroska and WebM: one element that holds all."""
     try:
-        identifier, place = _number(head, 0, keep_marker=True)
-        length, place = _number(head, place)
+        identifier, place = number(head, 0, keep_marker=True)
+        length, place = number(head, place)
         if identifier != _EBML or length is None:
             return False
-        identifier, place = _number(head, place + length, keep_marker=True)
-        length, place = _number(head, place)
+        identifier, place = number(head, place + length, keep_marker=True)
+        length, place = number(head, place)
     except IndexError:
         return False
     return identifier == _SEGMENT and length is not None and size < place + length
-
-
-def _number(data: bytes, place: int, keep_marker: bool = False) -> tuple[int | None, int]:
-    """A number of variable length and the place after it; `None` is "unknown", as live recordings write.
-
-    The position of the first 1 bit tells how many bytes follow; an identifier keeps that bit.
-    """
-    count = 9 - data[place].bit_length()
-    value = int.from_bytes(data[place : place + count], "big")
-    if place + count > len(data):
-        raise IndexError
-    if keep_marker:
-        return value, place + count
-    value -= 1 << (7 * count)
-    return (None if value == (1 << (7 * count)) - 1 else value), place + count

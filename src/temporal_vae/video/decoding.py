@@ -67,7 +67,7 @@ def check_pixels(width: int, height: int, path: Path, max_pixels: int) -> None:
     """Refuse a picture of more than `max_pixels` pixels."""
     if width * height > max_pixels:
         raise MediaError(
-            f"{file_name(path)}: a picture of {width}x{height} is over the limit of {max_pixels} pixels; "
+            f"{file_name(path)}: an image of {width}x{height} is over the limit of {max_pixels} pixels; "
             "scale it down, or raise max_pixels if it is meant"
         )
 
@@ -219,7 +219,7 @@ class _Tally:
     def broken(self, reason: str) -> MediaError:
         if self._last is None:
             if not self._stream.codec_context.width:  # FFmpeg clears a size that it won't accept
-                reason = f"its picture size is missing or over the limit of {self._max_pixels} pixels"
+                reason = f"its image size is missing or over the limit of {self._max_pixels} pixels"
             return MediaError(
                 f"{file_name(self._path)}: no frame can be decoded ({reason}); copy or export it again"
             )

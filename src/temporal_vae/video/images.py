@@ -255,9 +255,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except MediaError:
         raise
     except Image.DecompressionBombError:
-        raise MediaError(
-            f"{file_name(path)}: the picture is larger than Pillow opens; scale it down"
-        ) from None
+        raise MediaError(f"{file_name(path)}: the image is larger than Pillow opens; scale it down") from None
     except Exception as error:  # Pillow's plugins raise a dozen types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError) and _head(path)[4:8] == b"ftyp":

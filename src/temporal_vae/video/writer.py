@@ -18,6 +18,7 @@ from temporal_vae.video.audio import Audio, Sound, SoundWriter, sound_of
 from temporal_vae.video.color import output_color
 from temporal_vae.video.encoding import GIF_TICK, ContainerEncoder, Encoder, PngFolder, Settings, tick_for
 from temporal_vae.video.frames import Color, Frames, check_frames, check_timestamps, exact, file_name
+from temporal_vae.video.matroska import set_pixel_aspect
 from temporal_vae.video.outputs import check_apart, check_writable, complete_or_nothing, failed_to_write
 from temporal_vae.video.reader import MAX_PIXELS, VideoReader
 
@@ -123,6 +124,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         try:
             temporary = self._stack.enter_context(complete_or_nothing(self.target))
+            self._temporary = temporary
             self._encoder = self._encoder_to(temporary)
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
@@ -186,6 +188,8 @@ class VideoWriter:
             self._encoder.finish(self._last - self._first + last_duration)
             if self._output is not None:
                 self._output.close()
+            if self._settings.codec == "ffv1" and self._settings.pixel_aspect != 1:
+                set_pixel_aspect(self._temporary, self._settings.pixel_aspect)
         except (av.FFmpegError, OSError) as error:
             raise self._failed(error) from error
 
