@@ -85,7 +85,10 @@ def test_other_seeds_end_elsewhere(whole: Path, tmp_path: Path) -> None:
     assert not torch.equal(weights(whole)[name], weights(tmp_path)[name])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_a_signal_ends_a_run_after_its_step(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

@@ -46,8 +46,8 @@ def train(
     """Train or fine-tune a model.
 
     CONFIG is a YAML file; NAME=VALUE changes single values of it: optimizer.learning_rate=1e-4. A run that was
-    interrupted goes on where it stopped: give the same command again. Ctrl-C and SIGTERM finish the step in hand,
-    save, and exit with 130 or 143. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG` trains in
+    interrupted goes on where it stopped: give the same command again. Ctrl-C, SIGTERM and SIGHUP finish the step in
+    hand, save, and exit with 130, 143 or 129. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG` trains in
     several processes.
     """
     _need_extra()

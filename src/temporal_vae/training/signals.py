@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step in hand is finished and saved, then the run ends."""
+"""Ctrl-C, SIGTERM and SIGHUP: the step in hand is finished and saved, then the run ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupts:
@@ -24,6 +24,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
+                if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # as `nohup` asks
                 self._before[number] = signal.signal(number, self._take)
         return self
 
