@@ -47,8 +47,8 @@ def train(
 
     CONFIG is a YAML file; NAME=VALUE changes single values of it: optimizer.learning_rate=1e-4. A run that was
     interrupted goes on where it stopped: give the same command again. Ctrl-C, SIGTERM and SIGHUP finish the step in
-    hand, save, and exit with 130, 143 or 129. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG` trains in
-    several processes.
+    hand, save, and exit with 130, 143 or 129. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG`
+    trains in several processes.
     """
     _need_extra()
     from temporal_vae.training.config import TrainConfig, read_config, to_yaml
