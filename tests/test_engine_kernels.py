@@ -40,7 +40,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=MACHINES.values(), ids=MACHINES)
+@pytest.fixture(
+    params=[
+        pytest.param(machine, id=name, marks=[pytest.mark.slow] if name == "odd" else [])
+        for name, machine in MACHINES.items()
+    ]
+)
 def machine(request, monkeypatch):
     """This processor, or kernels tiled for the registers of another one; the compiler splits or joins vectors."""
     here = processor.host()

@@ -117,9 +117,9 @@ def test_configurations(tmp_path, options, parts):
 
 def test_unknown_keys(tmp_path):
     odd = {"latent_channels": 4, "up_block_types": ["UpDecoderBlock2D"], "act_fn": "silu"}
-    refused(ConfigError, lambda: Ours.from_config(dict(odd)), "act_fn, up_block_types", "block_out_channels")
     Ours().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(odd))
-    refused(ConfigError, lambda: Ours.from_pretrained(tmp_path), "act_fn, up_block_types")
+    for load in (lambda: Ours.from_config(dict(odd)), lambda: Ours.from_pretrained(tmp_path)):
+        assert load().config.latent_channels == 4  # as diffusers does; `tests/test_walks.py` has the warning
     with pytest.raises(TypeError, match="act_fn"):
         Ours(act_fn="silu")

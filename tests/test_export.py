@@ -33,7 +33,9 @@ def vae():
     return build(**SMALL).train()  # nothing in it acts otherwise in training
 
 
-@pytest.fixture(scope="module", params=["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("onnx", "torch")]
+)
 def graphs(request, vae, tmp_path_factory):
     write = getattr(export, f"export_{request.param}")
     return write(vae, tmp_path_factory.mktemp(request.param) / "out")

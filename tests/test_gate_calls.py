@@ -82,7 +82,7 @@ TRANSFORMS = {
 
 @each_call
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_transforms(models, by_engine, call, transform, frozen):
     make, x = call
     functions = []
@@ -297,6 +297,7 @@ def test_calls_that_were_replaced(ours, monkeypatch):
     assert torch.equal(scaled.decode(2 * LATENTS, 2).sample, decode(LATENTS, num_frames=2).sample)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_ended_the_process():
     """In a process of its own, with two threads: native code ran past its buffers."""

@@ -79,6 +79,7 @@ def test_another_run_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> No
     assert_same(weights(whole), weights(tmp_path))
 
 
+@pytest.mark.slow
 def test_other_seeds_end_elsewhere(whole: Path, tmp_path: Path) -> None:
     loop.train(tiny(tmp_path, seed=1), quiet=True)
     name = "decoder.conv_in.weight"
@@ -195,7 +196,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> No
     monkeypatch.setattr(learner.Objective, "__call__", call)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_losses_that_are_not_finite_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:

@@ -251,6 +251,7 @@ def test_compiles_for_a_gpu_that_is_not_here(kernel, dtype, tmp_path, monkeypatc
     assert triton.compile(source, target=target, options={"enable_fp_fusion": True}).asm["cubin"]
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="starts this very process")
 def test_under_the_interpreter():
