@@ -340,6 +340,7 @@ def test_plan_needs_no_torch():
     assert "chosen: peak" in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(folder, footage, tmp_path):
     words = ["reconstruct", str(footage), str(tmp_path / "out.mkv"), "--compare", "--clip-frames", "1"]
     command = [sys.executable, "-m", "temporal_vae", *words, *of_model(folder)]

@@ -147,6 +147,7 @@ def test_the_model_stays_as_it_was(vae):
 # From the command line
 
 
+@pytest.mark.slow
 def test_command_onnx_half_precision_fixed_length(tiny, tmp_path, capsys):
     tiny.save_pretrained(tmp_path / "model")
     words = ("--frames", 2, "--dtype", "float16", "--json")
