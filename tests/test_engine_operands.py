@@ -75,6 +75,8 @@ WEIGHTS = {
     "bias of another type": lambda w: replace(w, bias=w.bias.bfloat16()),
     "fewer outputs": lambda w: replace(w, outputs=32),
     "more inputs": lambda w: replace(w, inputs=64),
+    "inputs that fill no vector": lambda w: replace(w, inputs=28, values=w.values[:, :, :28].contiguous()),
+    "outputs that fill no panel": lambda w: replace(w, outputs=72, bias=noise(72)),
     "enlarged": lambda w: replace(w, enlarge=True),
 }
 

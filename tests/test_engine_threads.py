@@ -1,9 +1,11 @@
 """Threads: the process keeps its number of torch threads, kernels are made once, and an error ends a pass."""
 
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -165,3 +167,22 @@ def test_an_error_in_any_worker_ends_the_pass(failing):
     with Workers(2, torch.device("cpu")).at_work() as both, pytest.raises(RuntimeError, match="a tile"):
         both.run(work, range(3000))
     assert len(computed) < 1000
+
+
+def test_an_error_holds_no_memory():
+    """Nor a circle of its traceback, which would keep all buffers until the garbage collector comes."""
+    buffer = torch.zeros(1)
+    there = weakref.ref(buffer)
+
+    def fail(buffer):
+        with Workers(2, torch.device("cpu")).at_work() as both:
+            both.run(lambda job, worker: buffer / job if job else int("no number"), range(3))
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no number") as caught:
+            fail(buffer)
+        del buffer, caught
+        assert there() is None
+    finally:
+        gc.enable()

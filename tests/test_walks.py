@@ -343,3 +343,11 @@ def test_from_a_module_that_is_wrapped(models, wrap):
 def test_from_something_that_holds_no_model():
     with pytest.raises(InputError, match="a Parallel is no AutoencoderKLTemporalDecoder, and holds none"):
         Ours.from_module(Parallel(nn.Linear(2, 2)))
+
+
+def test_a_part_that_was_dropped_to_free_memory(models):
+    ours = models[0]
+    ours.decoder = None
+    assert torch.isfinite(ours.encode(noise(1, 3, 16, 16)).latent_dist.mean).all()
+    with pytest.raises(InputError, match="the decoder of this model is None; load the model again to decode"):
+        ours.decode(Z, num_frames=3)

@@ -32,6 +32,7 @@ from temporal_vae.engine.budget import MIB, Network
 from temporal_vae.engine.memory import free_memory
 from temporal_vae.engine.plan import Plan, plan_decode, plan_encode
 from temporal_vae.engine.progress import counter
+from temporal_vae.errors import InputError
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
 from temporal_vae.streams import stream
@@ -378,10 +379,12 @@ class AutoencoderKLTemporalDecoder(Stored):
         """Whether the engine may compute what a part would; if it may not, say once why, where that matters."""
         if torch.compiler.is_compiling():
             return False
+        call = "encode" if kind is Encoder else "decode"
+        if part is None:  # people free memory so
+            raise InputError(f"{call}: the {call}r of this model is None; load the model again to {call}")
         reason = gate.reason(part, x, kind, numbers)
         if reason is None:
             return True
-        call = "encode" if kind is Encoder else "decode"
         if self.memory_limit is not None:
             self._say_once(
                 f"{call}: the memory limit is not kept, since the plain modules run: {reason.text}; {reason.remedy}"

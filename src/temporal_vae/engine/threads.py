@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Hashable
-from contextlib import suppress
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from threading import RLock, Thread
 from typing import TypeVar
@@ -15,44 +13,10 @@ import torch
 
 Made = TypeVar("Made")
 
+# Those that bring OpenMP and MKL, or that name the libraries which do.
+_LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll", "libiomp5md.dll")
+
 _restoring = RLock()
-
-
-def use_one_torch_thread() -> None:
-    """Let torch compute with one thread where the calling thread asks it to, and change nothing for any other thread.
-
-    `torch.set_num_threads` does not do: besides the caller's number it sets the one that threads to come begin with.
-    OpenMP and MKL, which torch asks, hold a number for each thread.
-    """
-    number = (
-        torch.get_num_threads()
-    )  # the first use of torch in a thread sets its number; later ones leave it alone
-    setters = _setters()
-    for setter in setters:
-        setter(1)
-    if setters or number == 1:
-        return
-    with _restoring:
-        torch.set_num_threads(1)
-        other = Thread(target=torch.set_num_threads, args=(number,))  # what threads to come begin with
-        other.start()
-        other.join()
-
-
-@cache
-def _setters() -> tuple[Callable[[int], object], ...]:
-    """What sets the number of the calling thread alone; nothing where torch does without OpenMP."""
-    libraries = [ctypes.CDLL(None)] if os.name == "posix" else []
-    folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "libiomp5md.dll"):
-        if (folder / name).is_file():
-            with suppress(OSError):
-                libraries.insert(0, ctypes.CDLL(str(folder / name)))
-    for library in libraries:
-        if hasattr(library, "omp_set_num_threads"):
-            names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
-            return tuple(getattr(library, name) for name in names if hasattr(library, name))
-    return ()
 
 
 def once(make: Callable[..., Made]) -> Callable[..., Made]:
@@ -71,3 +35,52 @@ def once(make: Callable[..., Made]) -> Callable[..., Made]:
         return made[key]
 
     return kept
+
+
+def use_one_torch_thread() -> None:
+    """Let torch compute with one thread where the calling thread asks it to, and change nothing for any other thread.
+
+    For threads that nobody else uses: their number stays. `torch.set_num_threads` does not do: besides the caller's
+    number it sets the one that threads to come begin with. OpenMP and MKL, which torch asks, hold one for each thread.
+    """
+    number = (
+        torch.get_num_threads()
+    )  # a thread's first question gives it that of the process; later ones do not
+    setters = _setters()
+    for setter in setters:
+        setter(1)
+    if (
+        setters or number == 1 or not torch.backends.openmp.is_available()
+    ):  # without OpenMP all share one pool
+        return
+    with _restoring:
+        torch.set_num_threads(1)
+        _in_new_thread(lambda: torch.set_num_threads(number))  # what threads to come begin with
+
+
+@once
+def _setters() -> tuple[Callable[[int], object], ...]:
+    """What sets the numbers of the calling thread alone; nothing where that is not found, or is not what torch uses."""
+    folder = Path(torch.__file__).parent / "lib"
+    libraries = [ctypes.CDLL(str(folder / name)) for name in _LIBRARIES if (folder / name).is_file()]
+    names = ["omp_set_num_threads", *["MKL_Set_Num_Threads_Local"] * torch.backends.mkl.is_available()]
+    homes = [next((library for library in libraries if hasattr(library, name)), None) for name in names]
+    if None in homes:
+        return ()
+    setters = tuple(getattr(home, name) for home, name in zip(homes, names, strict=True))
+
+    def works() -> bool:
+        other = torch.get_num_threads() + 1
+        for setter in setters:
+            setter(other)
+        return torch.get_num_threads() == other
+
+    return setters if _in_new_thread(works) else ()
+
+
+def _in_new_thread(function: Callable[[], Made]) -> Made:
+    results: list[Made] = []
+    thread = Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]

@@ -8,7 +8,7 @@ thread too, and so computes the same to the bit as several.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from threading import Event, Lock
@@ -86,14 +86,18 @@ class Workers:
             if self._pool is None:
                 loop(0)
             else:
-                loops = [self._pool.submit(loop, worker) for worker in range(min(self.count, len(jobs)))]
-                for ended in as_completed(loops):
-                    ended.result()
+                loops += [self._pool.submit(loop, worker) for worker in range(min(self.count, len(jobs)))]
+                wait(loops)
+                while (
+                    loops
+                ):  # an error holds this frame, which must not hold the error: all buffers would stay
+                    loops.pop().result()
         finally:
             stop.set()  # an interrupt of the caller ends the pass too
             wait(loops)
-        for stream in self._streams or ():
-            torch.cuda.current_stream(self._device).wait_stream(stream)
+            loops.clear()
+            for stream in self._streams or ():
+                torch.cuda.current_stream(self._device).wait_stream(stream)
         hand_over()
 
     def _stream(self, worker: int) -> AbstractContextManager[object]:

@@ -168,6 +168,11 @@ class NativeKernels:
     def _weights(self, weights: PackedWeights, points: int) -> tuple[int, int, int]:
         """Addresses of weights, factors and bias."""
         inputs, outputs, panel = weights.inputs, weights.outputs, self.outputs_multiple
+        if inputs % self.inputs_multiple or outputs % panel:
+            raise RuntimeError(
+                f"a kernel reads weights of whole vectors of channels: multiples of {self.inputs_multiple} to "
+                f"multiples of {panel}; they are of {inputs} to {outputs}"
+            )
         kind = torch.int16 if self._fixed else torch.float32
         values = address("weights", weights.values, kind, points, outputs // panel, inputs, panel)
         factors = 0
