@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
@@ -198,21 +199,23 @@ memory_option = click.option(
     help="What the model may take above its weights, such as 4GiB or 500MB. The pixels stay the same.",
 )
 
-audio_option = _together(
-    click.option(
+
+def takes_audio(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of sound; it is called with `audio` as `VideoWriter` takes it."""
+
+    @click.option(
         "--audio",
         type=click.Choice(("auto", "copy")),
         default="auto",
         show_default=True,
         help="Sound that OUT can't hold is coded anew by auto (AAC; FLAC in .mkv), refused by copy.",
-    ),
-    click.option("--no-audio", is_flag=True, help="Leave the sound out."),
-)
+    )
+    @click.option("--no-audio", is_flag=True, help="Leave the sound out.")
+    @wraps(command)
+    def run(audio: str, no_audio: bool, **arguments: Any) -> None:
+        command(audio=False if no_audio else "copy" if audio == "copy" else True, **arguments)
 
-
-def audio_of(audio: str, no_audio: bool) -> bool | str:
-    """The value that `--audio` and `--no-audio` stand for."""
-    return False if no_audio else "copy" if audio == "copy" else True
+    return run
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")

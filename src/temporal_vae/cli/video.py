@@ -10,13 +10,12 @@ import click
 from temporal_vae.cli.console import print_json, progress_bar
 from temporal_vae.cli.models import takes_model
 from temporal_vae.cli.options import (
-    audio_of,
-    audio_option,
     cut_options,
     json_option,
     memory_option,
     output_options,
     selection_options,
+    takes_audio,
 )
 
 if TYPE_CHECKING:
@@ -60,19 +59,13 @@ def encode(
     help="Decode a sample of the posterior, not its mean.",
 )
 @click.option("--audio-from", metavar="VIDEO", help="Write the sound of this video too.")
-@audio_option
+@takes_audio
 @output_options
 @takes_model
 @memory_option
 @json_option
 def decode(
-    source: str,
-    target: str,
-    vae: AutoencoderKLTemporalDecoder,
-    as_json: bool,
-    audio: str,
-    no_audio: bool,
-    **options: Any,
+    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
 ) -> None:
     """Turn latents back into a video.
 
@@ -81,8 +74,7 @@ def decode(
     from temporal_vae.video.pipeline import decode_video
 
     with progress_bar("decode") as progress:
-        sound: Any = audio_of(audio, no_audio)
-        info = decode_video(source, target, vae=vae, audio=sound, progress=progress, **options)
+        info = decode_video(source, target, vae=vae, progress=progress, **options)
     if as_json:
         print_json({"target": target, "frames": len(info.timestamps), "size": [info.width, info.height]})
     else:
@@ -99,19 +91,13 @@ def decode(
 )
 @selection_options
 @cut_options
-@audio_option
+@takes_audio
 @output_options
 @takes_model
 @memory_option
 @json_option
 def reconstruct(
-    source: str,
-    target: str,
-    vae: AutoencoderKLTemporalDecoder,
-    as_json: bool,
-    audio: str,
-    no_audio: bool,
-    **options: Any,
+    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
 ) -> None:
     """Encode and decode a video, and measure the result.
 
@@ -121,8 +107,7 @@ def reconstruct(
     from temporal_vae.video.pipeline import reconstruct_video
 
     with progress_bar("reconstruct") as progress:
-        sound: Any = audio_of(audio, no_audio)
-        report = reconstruct_video(source, target, vae=vae, audio=sound, progress=progress, **options)
+        report = reconstruct_video(source, target, vae=vae, progress=progress, **options)
     if as_json:
         print_json(report.to_dict())
         return

@@ -43,15 +43,12 @@ def use_one_torch_thread() -> None:
     For threads that nobody else uses: their number stays. `torch.set_num_threads` does not do: besides the caller's
     number it sets the one that threads to come begin with. OpenMP and MKL, which torch asks, hold one for each thread.
     """
-    number = (
-        torch.get_num_threads()
-    )  # a thread's first question gives it that of the process; later ones do not
+    number = torch.get_num_threads()  # a thread's first question gives it the process's; later ones do not
     setters = _setters()
     for setter in setters:
         setter(1)
-    if (
-        setters or number == 1 or not torch.backends.openmp.is_available()
-    ):  # without OpenMP all share one pool
+    one_pool = not torch.backends.openmp.is_available()  # which all threads share
+    if setters or number == 1 or one_pool:
         return
     with _restoring:
         torch.set_num_threads(1)

@@ -88,9 +88,8 @@ class Workers:
             else:
                 loops += [self._pool.submit(loop, worker) for worker in range(min(self.count, len(jobs)))]
                 wait(loops)
-                while (
-                    loops
-                ):  # an error holds this frame, which must not hold the error: all buffers would stay
+                # An error holds this frame, which must not hold the error: all buffers would stay.
+                while loops:
                     loops.pop().result()
         finally:
             stop.set()  # an interrupt of the caller ends the pass too

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
+from functools import cached_property
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -42,13 +43,16 @@ class Coder:
     ) -> None:
         self.work = Work(progress)
         self._vae = vae
-        self._encoder = _as_encoder(vae)
-        self._plans = (
-            vae.device.type in DEVICES
-        )  # elsewhere modules run, and of a plan only the arithmetic counts
+        # Elsewhere modules run, and of a plan only the arithmetic counts.
+        self._plans = vae.device.type in DEVICES
         self._shown = height, width
         factor = vae.spatial_factor
         self._padded = {"height": height + -height % factor, "width": width + -width % factor}
+
+    @cached_property
+    def _encoder(self) -> AutoencoderKLTemporalDecoder:
+        """The model to encode with, made when it is first asked for: who only decodes needs none."""
+        return _as_encoder(self._vae)
 
     @property
     def together(self) -> int:

@@ -7,7 +7,6 @@ from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +17,14 @@ from av.video.stream import VideoStream
 
 from temporal_vae.errors import MediaError
 from temporal_vae.video.color import color_of, to_rgb
-from temporal_vae.video.decoding import declared_duration, decode, open_container, tick_of, video_stream
+from temporal_vae.video.decoding import (
+    declared_duration,
+    decode,
+    open_container,
+    side_data_of,
+    tick_of,
+    video_stream,
+)
 from temporal_vae.video.deinterlacing import deinterlaced
 from temporal_vae.video.frames import Frames, VideoInfo, file_name
 from temporal_vae.video.hdr import peak_of
@@ -81,7 +87,7 @@ class ContainerSource:
             reorders = bool(getattr(stream.codec_context, "has_b_frames", False))
             self._in_decoding_order = container.format.name == "avi" and reorders
             self._first_tick = self._tick_of(first) or 0
-            self.last_shown = Fraction(0), Fraction(0)
+            self.last_shown: tuple[Fraction, Fraction] | None = None
             self._peak = peak_of(first) if map_hdr else None  # of all frames: a curve that changes flickers
             self.info = self._describe(container, stream, first)
 
@@ -104,9 +110,8 @@ class ContainerSource:
                 shown = (frame.duration or 0) * info.time_base
                 self.last_shown = time, shown if shown > _NO_DURATION else 1 / info.rate
                 yield time, partial(render, frame)
-            if (
-                stream.duration and "mp4" in container.format.name
-            ):  # the last frame may be shown longer than it says
+            # Of an MP4, the last frame may be shown longer than it says.
+            if self.last_shown and stream.duration and "mp4" in container.format.name:
                 end = (stream.start_time or 0) + stream.duration - self._first_tick
                 time, shown = self.last_shown
                 self.last_shown = time, max(shown, end * info.time_base - time)
@@ -222,14 +227,9 @@ class Turn:
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Turn:
         """The turn that a decoded frame's display matrix asks for."""
-        try:
-            data: Any = frame.side_data.get("DISPLAYMATRIX")
-        except (
-            ValueError
-        ):  # there is a kind of side data that PyAV does not know; the angle it tells nevertheless
+        data = side_data_of(frame, "DISPLAYMATRIX")
+        if data is None:  # where PyAV does not get at it, it tells the angle nevertheless
             return cls(_TURNED[round(frame.rotation / 90) % 4])
-        if data is None:
-            return cls()
         matrix = np.frombuffer(bytes(data), np.int32)  # 3 x 3, fixed point
         return cls((int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])))
 

@@ -72,6 +72,21 @@ def check_pixels(width: int, height: int, path: Path, max_pixels: int) -> None:
         )
 
 
+def tell_losses(path: Path, reason: str, *, kept: int, expected: int) -> None:
+    """Say in one line how many frames of a damaged file are kept, of those that are expected as far as known."""
+    lost = max(0, expected - kept)
+    what = f"{lost} of {expected} are lost" if lost else "some may be patched up"
+    logger.warning("%s: damaged (%s); %d frames are kept, %s", file_name(path), reason, kept, what)
+
+
+def side_data_of(frame: av.VideoFrame, kind: str) -> Any:
+    """What a frame carries besides its pixels; None where there is none, or one beside it that PyAV does not know."""
+    try:
+        return frame.side_data.get(kind)
+    except ValueError:
+        return None
+
+
 def tick_of(frame: av.VideoFrame) -> int | None:
     """When a frame is shown, in ticks of its stream; `None` where the file does not tell."""
     return frame.pts if frame.pts is not None else frame.dts
@@ -193,15 +208,7 @@ class _Tally:
         expected = self._stream.frames
         if not expected and (duration := declared_duration(self._stream)):
             expected = round(duration * (self._stream.average_rate or 0))
-        lost = max(0, expected - self._frames)
-        what = f"{lost} of {expected} are lost" if lost else "some may be patched up"
-        logger.warning(
-            "%s: damaged (%s); %d frames are kept, %s",
-            file_name(self._path),
-            self._losses[0],
-            self._frames,
-            what,
-        )
+        tell_losses(self._path, self._losses[0], kept=self._frames, expected=expected)
 
     def read(self, packet: av.Packet[VideoStream]) -> None:
         if packet.size:

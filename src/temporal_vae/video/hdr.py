@@ -10,11 +10,12 @@ BT.709 is cut off. Light to signal: ITU-R BT.1886, a power of 2.4.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from temporal_vae.video.decoding import side_data_of
 from temporal_vae.video.frames import Color, Frames
 
 if TYPE_CHECKING:
@@ -48,11 +49,8 @@ def is_hdr(color: Color) -> bool:
 
 def peak_of(frame: VideoFrame) -> float:
     """cd/m² of the brightest point of a PQ video, as its light level or the screen it was graded on tell."""
-    try:
-        level: Any = frame.side_data.get("CONTENT_LIGHT_LEVEL")
-        screen: Any = frame.side_data.get("MASTERING_DISPLAY_METADATA")
-    except ValueError:  # a kind of side data that PyAV does not know
-        return USUAL_PEAK
+    level = side_data_of(frame, "CONTENT_LIGHT_LEVEL")
+    screen = side_data_of(frame, "MASTERING_DISPLAY_METADATA")
     peak = 0.0
     if level is not None:
         peak = float(np.frombuffer(bytes(level), np.uint32)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from PIL import __version__ as PILLOW
 from temporal_vae.errors import MediaError
 from temporal_vae.video.color import SRGB, flatten
 from temporal_vae.video.container import Picture
-from temporal_vae.video.decoding import check_pixels
+from temporal_vae.video.decoding import check_pixels, tell_losses
 from temporal_vae.video.frames import Color, Frames, VideoInfo, file_name
 from temporal_vae.video.hdr import USUAL_PEAK, is_hdr, tone_map
 from temporal_vae.video.profiles import declared_color, to_srgb
@@ -37,8 +36,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-logger = logging.getLogger(__name__)
-
 _JPEG_STREAMS = {".mjpeg", ".mjpg"}
 _ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}
 _SHORTEST = Fraction(1, 100)  # seconds; shorter delays are shown for a tenth, as browsers do
@@ -143,9 +140,8 @@ class ImageSource:
                 except Exception as error:  # of a dozen types
                     if not self._keep or index == self._first:
                         raise
-                    kept, reason = index - self._first, " ".join(str(error).split())
-                    what = f"{kept} frames are kept, {self._count - kept} of {self._count} are lost"
-                    logger.warning("%s: damaged (%s); %s", file_name(self._path), reason, what)
+                    reason = " ".join(str(error).split())
+                    tell_losses(self._path, reason, kept=index - self._first, expected=self._count)
                     return
                 if self._count > 1:
                     self.last_shown = time, _delay(image)
@@ -184,6 +180,7 @@ class ImageSeries:
         found = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
         self.paths = tuple(sorted(found, key=_natural))
         self._background, self._max_pixels, self._map_hdr = background, max_pixels, map_hdr
+        self.last_shown: tuple[Fraction, Fraction] | None = None  # nothing tells
         if not self.paths:
             raise MediaError(
                 f"{name}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with some"

@@ -185,16 +185,10 @@ def _suffix(target: Path) -> str:
 
 def _remove_leftovers(target: Path) -> None:
     """Remove what processes that are no more left of a target, and put back a folder they had moved out of the way."""
-    beginning = _beginning(target)
-    pattern = re.compile(re.escape(beginning) + r"(\d+)-\d+\.part" + re.escape(_suffix(target)) + r"(\.old)?")
+    name = re.escape(_beginning(target)) + r"(\d+)-\d+\.part" + re.escape(_suffix(target))
     with suppress(OSError):
-        for path in sorted(target.parent.iterdir()):
-            found = pattern.fullmatch(path.name)
-            if found is None or path.with_name(path.name.removesuffix(".old")) in _unfinished:
-                continue
-            if _is_alive(int(found[1])):
-                continue
-            if found[2] and not target.exists():
+        for path in _left_by_the_dead(target.parent, rf"{name}(\.old)?"):
+            if path.name.endswith(f".part{_suffix(target)}.old") and not target.exists():
                 path.rename(target)
             else:
                 _remove(path)
@@ -202,17 +196,22 @@ def _remove_leftovers(target: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine that are no more left in a folder, of whatever target."""
-    pattern = re.compile(rf"\..+\.{_machine()}-(\d+)-\d+\.part(\..+)?")
     if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            found = pattern.fullmatch(path.name)
-            if (
-                found
-                and path not in _unfinished
-                and not _is_alive(int(found[1]))
-                and not path.name.endswith(".old")
-            ):
+        for path in _left_by_the_dead(folder, rf"\..+\.{_machine()}-(\d+)-\d+\.part(\..+)?"):
+            if not path.name.endswith(".old"):
                 _remove(path)
+
+
+def _left_by_the_dead(folder: Path, pattern: str) -> list[Path]:
+    """Entries whose names match, of processes that are no more; the first group of the pattern is the process."""
+    found = [(path, re.fullmatch(pattern, path.name)) for path in sorted(folder.iterdir())]
+    return [
+        path
+        for path, match in found
+        if match
+        and path.with_name(path.name.removesuffix(".old")) not in _unfinished
+        and not _is_alive(int(match[1]))
+    ]
 
 
 def _is_alive(process: int) -> bool:

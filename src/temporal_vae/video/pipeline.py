@@ -277,9 +277,8 @@ def reconstruct_video(
                 finish(*pieces)
         for pieces in zip(originals.finish(), results.finish(), strict=True):
             finish(*pieces)
-        writer.finish(
-            reader.last_duration
-        )  # whatever can fail does so before the first of the outputs appears
+        # Whatever can fail does so before the first of the outputs appears.
+        writer.finish(reader.last_duration)
         if comparison:
             comparison.finish(reader.last_duration)
         report = Report(

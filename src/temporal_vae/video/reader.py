@@ -135,8 +135,8 @@ class VideoReader:
     @property
     def last_duration(self) -> Fraction | None:
         """Seconds for which the last frame that came out is shown; `None` where the file does not tell."""
-        time, shown = getattr(self._source, "last_shown", None) or (None, None)
-        return shown if self._fps is None and time is not None and time == self._last else None
+        time, shown = self._source.last_shown or (None, None)
+        return shown if self._fps is None and time == self._last else None
 
     @property
     def expected_frames(self) -> int | None:
@@ -183,7 +183,7 @@ class VideoReader:
             _tell(self.info.path, "YCgCo is read as BT.601, as FFmpeg's scaler does; colours may be off")
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
         if self._fps is not None:
-            last = lambda: (getattr(self._source, "last_shown", None) or (None, None))[1]  # noqa: E731
+            last = lambda: (self._source.last_shown or (None, None))[1]  # noqa: E731
             stream = at_rate(stream, self._fps, self.info.rate, last)
         count = 0
         for timestamp, render in islice(stream, self._frames):
