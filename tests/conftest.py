@@ -18,8 +18,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin on a bu
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is told to ignore it
 
-settings.register_profile("same examples in every run", deadline=None, derandomize=True, max_examples=25)
-settings.load_profile("same examples in every run")
+# The same examples in every run; all of them where the slow tests run too.
+settings.register_profile("all", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("some", settings.get_profile("all"), max_examples=8)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("some" if config.option.markexpr == "not slow" else "all")
 
 
 @pytest.fixture(scope="session")

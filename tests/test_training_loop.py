@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.cli import commands
 from temporal_vae.errors import CheckpointError, ConfigError, TrainingError
-from temporal_vae.training import learner, loop, state
+from temporal_vae.training import footage, learner, loop, state
 from temporal_vae.training.config import TrainConfig, make_config
 from temporal_vae.video import outputs
 
@@ -39,6 +41,14 @@ TINY: dict[str, Any] = {
 def tiny(output: Path, **values: Any) -> TrainConfig:
     """The smallest run; values replace whole branches."""
     return make_config({**TINY, "output": str(output), **values})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scenes_are_drawn_once() -> Iterator[None]:
+    """For all runs: drawing takes longer than learning from them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footage, "render_scene", lru_cache(footage.render_scene))
+        yield
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -113,13 +123,17 @@ def test_a_signal_ends_a_run_after_its_step(
 
 
 KINDS = {
+    "accumulate, 3d": {
+        "optimizer": {"accumulate": 2, "weight_decay": 0.1},
+        "adversary": {"width": 8, "layers": 1, "first_step": 3},
+    },
+}
+MORE_KINDS = {
     "accumulate, float16, 3d": {
         "optimizer": {"accumulate": 2, "weight_decay": 0.1},
         "precision": "float16",
         "adversary": {"width": 8, "layers": 1, "first_step": 3},
     },
-}
-MORE_KINDS = {
     "accumulate": {"optimizer": {"accumulate": 2, "weight_decay": 0.1}, "ema": 0},
     "validation": {"validation": {"sources": [{"scenes": 1}], "size": 32, "every": 2, "frames": 2}},
     "2d": {"adversary": {"width": 8, "layers": 1, "kind": "2d", "adaptive": False}},
