@@ -8,10 +8,12 @@ import pytest
 from temporal_vae.checkpoints.loading import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
+LONG = {"README.md-1"}  # as a page of memory.md, for longer
 EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{number}")
+    pytest.param(code, id=name, marks=[pytest.mark.slow] if name in LONG else [])
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+    for name in [f"{page.name}-{number}"]
 ]
 
 

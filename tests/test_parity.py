@@ -7,7 +7,11 @@ import pytest
 import torch
 from oracle import CONFIGS, SVD, assert_close, noise, pair
 
-CLIPS = [(1, 1), (1, 5), (2, 3), (3, 1)]  # clips, frames of each
+CLIPS = [
+    (1, 5),
+    (2, 3),
+    *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 3)),
+]  # clips, frames of each
 
 each_config = pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 
@@ -74,7 +78,7 @@ def test_clip_length_matters():
     assert (whole - halves).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("sample_posterior", [False, True])
+@pytest.mark.parametrize("sample_posterior", [pytest.param(False, marks=pytest.mark.slow), True])
 @each_config
 def test_forward(options, sample_posterior, tolerance):
     ours, theirs = pair(**options)

@@ -28,10 +28,10 @@ def find(name: str) -> Path:
     ("name", "width", "height", "rate", "frames", "matrix", "sound"),
     [
         ("bikes.mp4", 640, 272, 25, 250, "smpte170m", False),
-        ("bigbuckbunny.mp4", 1280, 720, 25, 132, "bt709", True),
+        pytest.param("bigbuckbunny.mp4", 1280, 720, 25, 132, "bt709", True, marks=pytest.mark.slow),
         ("carphone_pristine.mp4", 176, 144, Fraction(30000, 1001), 120, "smpte170m", False),
-        ("crystal.mp4", 720, 480, 30, 359, "smpte170m", True),
-        ("monster.mp4", 720, 480, 30, 220, "smpte170m", True),
+        pytest.param("crystal.mp4", 720, 480, 30, 359, "smpte170m", True, marks=pytest.mark.slow),
+        pytest.param("monster.mp4", 720, 480, 30, 220, "smpte170m", True, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_files_are(name, width, height, rate, frames, matrix, sound):
