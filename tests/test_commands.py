@@ -114,7 +114,7 @@ def test_a_sample_of_the_posterior_follows_its_seed(folder):
     assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision(folder, dtype):
     latents = folder / f"{dtype}.safetensors"
     assert run("encode", folder / "in.mkv", latents, "--frames", 2, "--dtype", dtype, *of_model(folder)) == 0

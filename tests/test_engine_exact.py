@@ -58,7 +58,7 @@ def whole(deep):
 @torch.no_grad()
 def test_decode(options, rung):
     model = build(**options)
-    z = noise(6, model.config.latent_channels, 3, 5)
+    z = noise(3, model.config.latent_channels, 3, 5)
     with tiles(4, 9):
         assert_close(decode(model, z, 3, rung, workers=2), model.decoder(z, num_frames=3), ENGINE)
 

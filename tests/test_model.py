@@ -290,6 +290,7 @@ def test_checkpointing_gives_the_same_gradients(ours):
     assert not ours.is_gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_less_memory(models):
     ours, theirs = models
     plain = peak_bytes(lambda: training_step(ours, size=32))

@@ -124,6 +124,7 @@ def compare_gradients(options, *, dtype, tolerance, clips=2, frames=3, size=(24,
         assert (mine[name] - other[name]).abs().max() <= tolerance * scale, name
 
 
+@pytest.mark.slow  # in float64, which is stricter, always
 @each_config
 def test_gradients(options):
     compare_gradients(options, dtype=torch.float32, tolerance=1e-5)

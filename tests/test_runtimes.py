@@ -160,9 +160,8 @@ def compiled(call, backend):
 @pytest.mark.parametrize(
     "part",
     [
-        "encode",
         "decode",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("encoder", "decoder", "forward")),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("encode", "encoder", "decoder", "forward")),
     ],
 )
 def test_compiles_without_a_graph_break(ours, part):
@@ -216,6 +215,7 @@ def sides(largest):
     return Dim("h", min=2, max=largest), Dim("w", min=2, max=largest)
 
 
+@pytest.mark.slow
 def test_export_encoder(ours):
     height, width = sides(512)
     shapes = ({0: Dim("n", max=64), 2: 2 * height, 3: 2 * width},)

@@ -139,11 +139,12 @@ def test_portrait_videos(folder):
 
 def test_scenes():
     library = Library(LARGE)
-    drawn = render_scene(3, frames=SCENE_FRAMES, height=SCENE_SIDE, width=SCENE_SIDE)
+    drawn = render_scene(3, frames=SCENE_FRAMES, height=24, width=24)
     number = Item(name="scene 3", scene=3)
-    assert np.array_equal(library.stretch(number, frames=4, at=0.0), drawn[:4])
-    assert np.array_equal(library.stretch(number, frames=4, at=1.0), drawn[-4:])
-    assert library.stretch(number, frames=SCENE_FRAMES, at=0.5, side=24).shape == (SCENE_FRAMES, 24, 24, 3)
+    assert np.array_equal(library.stretch(number, frames=4, at=0.0, side=24), drawn[:4])
+    assert np.array_equal(library.stretch(number, frames=4, at=1.0, side=24), drawn[-4:])
+    whole = library.stretch(number, frames=SCENE_FRAMES, at=0.5)
+    assert whole.shape == (SCENE_FRAMES, SCENE_SIDE, SCENE_SIDE, 3)
     for how in ({"frames": SCENE_FRAMES + 1}, {"frames": 1, "least": (16, 200)}):
         with pytest.raises(Unfit):
             library.stretch(number, at=0.0, **how)

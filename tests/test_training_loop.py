@@ -194,8 +194,8 @@ def test_losses_fall(tmp_path: Path) -> None:
             "optimizer": {"learning_rate": 2e-3, "warm_up": 5},
             "checkpoints": {"every": 1000},
         }
-        loop.train(tiny(tmp_path, steps=40, **values), quiet=True)
-    assert sum(seen[-10:]) < 0.9 * sum(seen[:10])
+        loop.train(tiny(tmp_path, steps=24, **values), quiet=True)
+    assert sum(seen[-8:]) < 0.9 * sum(seen[:8])
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
