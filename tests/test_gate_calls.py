@@ -262,7 +262,14 @@ def test_wrapped_parts(ours, by_engine):
     expected = ours.decoder(LATENTS, num_frames=2)
     ours.decoder = nn.DataParallel(ours.decoder)
     assert torch.equal(ours.decode(LATENTS, num_frames=2).sample, expected)
-    ours.decoder = torch.compile(ours.decoder.module, backend="eager")
+    assert not by_engine
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_parts(ours, by_engine):
+    expected = ours.decoder(LATENTS, num_frames=2)
+    ours.decoder = torch.compile(ours.decoder, backend="eager")
     assert torch.equal(ours.decode(LATENTS, num_frames=2).sample, expected)
     ours.encoder.compile(backend="eager")
     assert_close(ours.encode(FRAMES).latent_dist.parameters, ours.quant_conv(ours.encoder(FRAMES)))

@@ -151,6 +151,12 @@ def published():
     return pair(**SVD)
 
 
+both_ways = pytest.mark.parametrize(
+    "tolerance", ["engine", pytest.param("modules", marks=pytest.mark.slow)], indirect=True
+)
+
+
+@both_ways
 @pytest.mark.usefixtures("tolerance")
 def test_published_encode(published):
     mine, other = (model.encode(noise(2, 3, 40, 64)).latent_dist for model in published)
@@ -158,6 +164,7 @@ def test_published_encode(published):
     assert_close(mine.logvar, other.logvar, 5e-5)
 
 
+@both_ways
 @pytest.mark.usefixtures("tolerance")
 def test_published_decode(published):
     mine, other = (model.decode(noise(3, 4, 5, 8), num_frames=3).sample for model in published)

@@ -17,6 +17,8 @@ from temporal_vae.training.scenes import render_scene
 from temporal_vae.training.yardstick import PatchComponents
 from temporal_vae.video.tensors import to_tensor
 
+pytestmark = pytest.mark.usefixtures("scenes_drawn_once")
+
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:

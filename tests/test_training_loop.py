@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,11 @@ from safetensors.torch import load_file
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.cli import commands
 from temporal_vae.errors import CheckpointError, ConfigError, TrainingError
-from temporal_vae.training import footage, learner, loop, state
+from temporal_vae.training import learner, loop, state
 from temporal_vae.training.config import TrainConfig, make_config
 from temporal_vae.video import outputs
+
+pytestmark = pytest.mark.usefixtures("scenes_drawn_once")
 
 TINY: dict[str, Any] = {
     "model": {"new": {"block_out_channels": [64, 64], "latent_channels": 4}, "start": None},
@@ -41,14 +41,6 @@ TINY: dict[str, Any] = {
 def tiny(output: Path, **values: Any) -> TrainConfig:
     """The smallest run; values replace whole branches."""
     return make_config({**TINY, "output": str(output), **values})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _scenes_are_drawn_once() -> Iterator[None]:
-    """For all runs: drawing takes longer than learning from them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(footage, "render_scene", lru_cache(footage.render_scene))
-        yield
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
