@@ -59,7 +59,7 @@ def whole(deep):
 def test_decode(options, rung):
     model = build(**options)
     z = noise(3, model.config.latent_channels, 3, 5)
-    with tiles(4, 9):
+    with tiles(8, 30):
         assert_close(decode(model, z, 3, rung, workers=2), model.decoder(z, num_frames=3), ENGINE)
 
 
@@ -69,7 +69,7 @@ def test_decode(options, rung):
 def test_encode(options, rung):
     model = build(**options)
     x = noise(3, model.config.in_channels, 25, 19)
-    with tiles(4, 9):
+    with tiles(8, 30):
         assert_close(encode(model, x, rung, workers=2), model.encoder(x), ENGINE)
 
 
@@ -79,7 +79,7 @@ def test_float64(options):
     """There, only the order of sums differs."""
     model = build(torch.float64, **options)
     z, x = noise(3, model.config.latent_channels, 3, 5), noise(2, model.config.in_channels, 17, 13)
-    with tiles(4, 5):
+    with tiles(8, 20):
         expected = model.decoder(z.double(), num_frames=3)
         for rung in ("rematerialise and recompute", "spill"):
             assert_close(decode(model, z.double(), 3, rung), expected, 1e-12)

@@ -63,7 +63,7 @@ def kernels(request, monkeypatch):
 def test_decode(poisoned, kernels, rung):
     model, z = build(**DEEP), noise(4, 4, 3, 5)
     expected = model.decoder(z, num_frames=2)
-    with tiles(4, 7):
+    with tiles(8, 20):
         assert_close(decode(model, z, 2, rung, workers=2), expected, ENGINE)
     assert {"fresh", "scratch"} <= set(poisoned)
     assert "pool" in poisoned or "spill" in rung
@@ -74,7 +74,7 @@ def test_decode(poisoned, kernels, rung):
 def test_encode(poisoned, kernels, rung):
     model, x = build(**DEEP), noise(2, 3, 23, 29)
     expected = model.encoder(x)
-    with tiles(4, 7):
+    with tiles(8, 20):
         assert_close(encode(model, x, rung, workers=2), expected, ENGINE)
     assert {"fresh", "scratch"} <= set(poisoned)
 
