@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -15,6 +16,18 @@ pytest.register_assert_rewrite("oracle", "refusals", "engines")  # helpers whose
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small; the fixture `two_threads` asks for more
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin on a busy core cost minutes
+
+
+gc.disable()  # until all tests are collected: what importing makes stays, and to look through it takes as long again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is told to ignore it

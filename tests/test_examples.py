@@ -4,11 +4,13 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow  # the example of training.md runs always
 def test_finetune(footage: Path, tmp_path: Path) -> None:
     """A step on a real clip: figures before and after, and a picture."""
     main = runpy.run_path(str(EXAMPLES / "finetune.py"))["main"]
