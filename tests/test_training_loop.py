@@ -484,6 +484,25 @@ def test_ctrl_c_of_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_launcher_says_it_last(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run", steps=0)
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "temporal_vae",
+        "train",
+        str(config),
+    ]
+    done = subprocess.run([sys.executable, *launch], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("temporal-vae: ") <= 1, done.stderr  # of the first process, of whatever failed
+    assert "steps=0: must be at least 1" in done.stderr.splitlines()[-2], done.stderr
+
+
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """Both work, agree, validate, and resume to the same bits."""
     validation = {"sources": [{"scenes": 3}], "size": 32, "every": 4, "frames": 2}

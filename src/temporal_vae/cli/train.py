@@ -60,17 +60,17 @@ def train(
         raise click.UsageError("Missing argument 'CONFIG': name a YAML file, or ask for --defaults.")
     quoted = json.dumps(str(output), ensure_ascii=False)  # a folder called 2024 or `null` is text too
     more = (f"output={quoted}",) if output else ()
-    settings = read_config(config, (*values, *more))
-    if show:
-        click.echo(to_yaml(settings), nl=False)
-        return
-    from temporal_vae.training.loop import train as run
-
-    if not quiet and not as_json:
-        click.echo(to_yaml(settings), err=True)
     with _one_error_of_all():
+        settings = read_config(config, (*values, *more))
+        if show:
+            click.echo(to_yaml(settings), nl=False)
+            return
+        from temporal_vae.training.loop import train as run
+
+        if _is_first() and not quiet and not as_json:
+            click.echo(to_yaml(settings), err=True)
         outcome = run(settings, quiet=quiet or as_json, allow_change=allow_change)
-    if as_json:
+    if _is_first() and as_json:
         print_json(outcome.report)
     if outcome.signal is not None:
         click.get_current_context().exit(_SIGNALLED + outcome.signal)
@@ -86,13 +86,18 @@ def _one_error_of_all() -> Iterator[None]:
         yield
     except TemporalVaeError as error:
         if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+            extra = {"py_callstack": str(error), "timestamp": str(int(time.time()))}  # this is what it prints
             text = json.dumps({"message": {"message": str(error), "extraInfo": extra}})
             with suppress(OSError):
                 Path(file).write_text(text)
-        if os.environ.get("RANK", "0") != "0":
+        if not _is_first():
             sys.exit(1)
         raise
+
+
+def _is_first() -> bool:
+    """Whether this is the only process of a training, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _need_extra() -> None:
