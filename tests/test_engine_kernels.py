@@ -29,9 +29,8 @@ ROUNDING = {
 }  # half a unit in the last place
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in TYPES}
 each_type = pytest.mark.parametrize("dtype", TYPES, ids=NAMES.get)
-FIXED = (
-    1e-3  # of the largest value: a row of inputs is rounded to 14 bits, and minimal filtering enlarges that
-)
+# Of the largest value: a row of inputs is rounded to 14 bits, and Winograd filtering enlarges that.
+FIXED = 1e-3
 MACHINES = {"this": None, "AVX2": (8, 6, 2), "NEON": (4, 12, 2), "odd": (8, 4, 1)}
 
 pytestmark = [

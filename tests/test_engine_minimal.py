@@ -1,4 +1,4 @@
-"""The identities of minimal filtering, exactly: in fractions, against the convolution itself."""
+"""The identities of Winograd filtering, exactly: in fractions, against the convolution itself."""
 
 from fractions import Fraction
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-TILE = 4  # rows and columns that minimal filtering computes at once: strips begin on multiples of it
+TILE = 4  # rows and columns that Winograd filtering computes at once: strips begin on multiples of it
 BLOCK = 48  # tiles that are transformed, multiplied and transformed back together, in the cache of one core
 QUERIES = 2048  # pixels whose attention is computed at once
 PAD = 16  # floats between the rows of scratch, so that rows do not compete for the same cache sets

@@ -173,9 +173,8 @@ class _Tally:
         self._end = 0
         self._frames = 0
         self._last: int | None = None  # tick of the last frame
-        self._suspect: tuple[int, int] | None = (
-            None  # packets since one that may stand before a joint, and its tick
-        )
+        # Packets since one that may stand before a joint, and its tick.
+        self._suspect: tuple[int, int] | None = None
 
     def judge(self, packet: av.Packet[VideoStream] | None) -> None:
         """Whether a packet that is marked as damaged is; one before a joint of transport streams only looks so."""

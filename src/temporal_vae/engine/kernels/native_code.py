@@ -1,4 +1,4 @@
-"""The processor's own kernels: convolutions by minimal filtering, with all that surrounds them in the same sweep.
+"""The processor's own kernels: convolutions by Winograd filtering, with all that surrounds them in the same sweep.
 
 Two functions, each over a range of tiles that one thread works on in its own cache:
 

@@ -7,7 +7,7 @@ in float32, and what they need themselves. A kernel hands over the transformed i
 `FloatProduct` multiplies in float32. `FixedProduct` multiplies 16-bit integers exactly into 32-bit ones, at twice the
 rate: each row of inputs and each column of weights is scaled to its own largest value, so 14 bits of the inputs count
 and as many of the weights as cannot overflow. That rounds a convolution by less than storing its result in bfloat16
-does; `bfloat16` factors, at the same rate, would round it ten times more, because minimal filtering enlarges errors.
+does; `bfloat16` factors, at the same rate, would round it ten times more, because Winograd filtering enlarges errors.
 """
 
 from __future__ import annotations
