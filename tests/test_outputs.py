@@ -162,7 +162,7 @@ def test_a_by_product_with_a_name_that_is_too_long(vae, clip):
     ("words", "message"),
     [
         (("encode", "", "x.safetensors"), "the source has no name"),
-        (("encode", "{clip}", ""), "name it *.safetensors"),
+        (("encode", "{clip}", ""), "the output has no name"),
         (("decode", "", "x.mkv"), "the source has no name"),
         (("decode", "{latents}", ""), "the output has no name"),
         (("reconstruct", "{clip}", ""), "the output has no name"),

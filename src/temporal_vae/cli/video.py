@@ -40,11 +40,12 @@ def encode(
 
     with progress_bar("encode") as progress:
         info = encode_video(source, target, vae=vae, progress=progress, **selection)
-    frames, size = len(info.timestamps), Path(target).stat().st_size
+    frames, nbytes = len(info.timestamps), Path(target).stat().st_size
     if as_json:
-        print_json({"target": target, "frames": frames, "bytes": size, "model": info.model.name})
+        print_json({"target": target, "frames": frames, "bytes": nbytes, "model": info.model.name})
     else:
-        click.echo(f"{target}: {frames} frames of {info.width}x{info.height}, {size / 1e6:.1f} MB")
+        size = f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.1f} kB"
+        click.echo(f"{target}: {frames} frames of {info.width}x{info.height}, {size}")
 
 
 @click.command()

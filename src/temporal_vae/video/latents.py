@@ -190,10 +190,7 @@ class LatentWriter:
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
         self._open = ExitStack()
-        if self.target.suffix != ".safetensors":
-            raise LatentFileError(f"{self.target}: latent files are safetensors; name it *.safetensors")
-        with _refusing(self.target):
-            check_writable(target)
+        check_latent_target(target)
 
     def __enter__(self) -> LatentWriter:
         # The header of safetensors comes first and holds the length, so each tensor waits in a file of its own.
@@ -333,6 +330,14 @@ def _refusing(target: Path) -> Iterator[None]:
 def _model_name(vae: AutoencoderKLTemporalDecoder) -> str:
     name = vae.config.get("_name_or_path") or "unnamed"
     return "embedded" if Path(name) == EMBEDDED else str(name)
+
+
+def check_latent_target(target: str | Path) -> None:
+    """Raise `LatentFileError` where `target` could not be written, or is no name of a latent file."""
+    with _refusing(Path(target)):
+        check_writable(target)
+    if Path(target).suffix != ".safetensors":
+        raise LatentFileError(f"{target}: latent files are safetensors; name it *.safetensors")
 
 
 def _reason(error: BaseException) -> str:

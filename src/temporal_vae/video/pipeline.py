@@ -26,7 +26,13 @@ from temporal_vae.video.audio import Audio
 from temporal_vae.video.coder import Coder, memory_limited
 from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.frames import Clip, clip_starts
-from temporal_vae.video.latents import LatentInfo, LatentReader, LatentWriter, ModelIdentity
+from temporal_vae.video.latents import (
+    LatentInfo,
+    LatentReader,
+    LatentWriter,
+    ModelIdentity,
+    check_latent_target,
+)
 from temporal_vae.video.outputs import check_apart, check_writable, complete_or_nothing, writing
 from temporal_vae.video.reader import Size, VideoReader
 from temporal_vae.video.report import Report, peak_memory, report_path
@@ -104,6 +110,7 @@ def encode_video(
         LatentFileError: a target that cannot be written.
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
+    check_latent_target(target)
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
     with memory_limited(vae, memory_limit), VideoReader(source, **selection) as reader:
         check_apart([target], reader.files)
