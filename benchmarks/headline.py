@@ -31,7 +31,7 @@ def child() -> None:
 
     from temporal_vae import AutoencoderKLTemporalDecoder
     from temporal_vae.bench.models import load_model, make_input
-    from temporal_vae.engine.storage import hand_back
+    from temporal_vae.engine.storage import release_free_memory
 
     request = json.loads(sys.argv[2])
     task = Task.from_dict(request["task"])
@@ -41,7 +41,7 @@ def child() -> None:
     if task.memory_limit is not None:
         model.enable_tiling(memory_limit=task.memory_limit)
     plan = model.plan_decode(num_frames=task.case.frames, height=task.case.height, width=task.case.width)
-    hand_back()
+    release_free_memory()
     print(json.dumps({"planned": plan.peak, "rung": plan.rung, "spilled": plan.spill_bytes}), flush=True)
     sys.stdin.readline()
     began = perf_counter()

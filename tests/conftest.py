@@ -30,7 +30,10 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is told to ignore it
+# Background jobs are told to ignore these, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples in every run; all of them where the slow tests run too.
 settings.register_profile("all", deadline=None, derandomize=True, max_examples=25)

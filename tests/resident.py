@@ -57,7 +57,7 @@ def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: t
 
     from temporal_vae import AutoencoderKLTemporalDecoder
     from temporal_vae.bench.memory import resident_bytes, watch_peak
-    from temporal_vae.engine.storage import hand_back
+    from temporal_vae.engine.storage import release_free_memory
 
     torch.set_num_threads(threads)
     widths, layers = network
@@ -77,7 +77,7 @@ def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: t
     x = torch.randn(frames, *shape).to(getattr(torch, dtype))
     model.enable_tiling(memory_limit=limit)
     gc.collect()
-    hand_back()
+    release_free_memory()
     before = resident_bytes(os.getpid())
     with watch_peak(os.getpid()) as peak, torch.no_grad():
         result = model.decode(x, num_frames=frames) if job == "decode" else model.encode(x)

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -48,6 +49,15 @@ def imports_of(file: Path) -> set[str]:
             assert node.level == 0, f"{file}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_what_scripts_import_is_there(folder):
+    """Those that only run by hand, or in slow tests, too."""
+    files = sorted((Path(__file__).parents[1] / folder).glob("*.py"))
+    assert files
+    for name in {name for file in files for name in imports_of(file) if name.startswith("temporal_vae.")}:
+        resolve_name(name)
 
 
 @pytest.mark.parametrize(("part", "others"), [("model", ()), ("engine", ("model", "errors"))])

@@ -94,8 +94,8 @@ class TemporalDecoder(nn.Module):
         self, sample: Tensor, image_only_indicator: Tensor | None = None, num_frames: int = 1
     ) -> Tensor:
         """Decode; without an indicator, clips of `num_frames` frames."""
-        if image_only_indicator is None:
-            image_only_indicator = sample.new_zeros(len(sample) // num_frames, num_frames)
+        if image_only_indicator is None:  # of its shape, as torch.export takes `len` for a constant
+            image_only_indicator = sample.new_zeros(sample.shape[0] // num_frames, num_frames)
         x = self.mid_block(self.conv_in(sample), image_only_indicator=image_only_indicator)
         x = x.to(next(self.up_blocks.parameters()).dtype)  # tools keep what comes first in half precision
         for block in self.up_blocks:
