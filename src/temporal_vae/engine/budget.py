@@ -16,7 +16,7 @@ from temporal_vae.engine.geometry import BLOCK, QUERIES, TILE, Cut, scratch_byte
 
 MIB = 2**20
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-FIRST_USE = {"float32": 106 * MIB, "int16": 112 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 84 * MIB, "int16": 112 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
