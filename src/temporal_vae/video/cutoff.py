@@ -6,6 +6,7 @@ Matroska (RFC 9559), RIFF, FLV (Adobe's specification 10.1), ASF (Microsoft's 01
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,8 @@ _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067  # identifiers of the two elements that
 _HEAD = 4096  # bytes; the first of them is a few dozen long
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_LIVE = 1  # a flag: what the header says of its length means nothing
 _TS_PACKET, _TS_SYNC = 188, 0x47
 _TS_LENGTHS = (188, 192, 204)  # bytes; the longer ones carry a time code or a checksum
 _TS_JUNK = 2**16  # bytes that may stand before the first packet
@@ -69,6 +72,18 @@ def _data_ends(file: BinaryIO, size: int, place: int) -> bool:
     file.seek(place)
     start = file.read(24)
     return start[:16] == _ASF_DATA and size < place + int.from_bytes(start[16:24], "little")
+
+
+def asf_duration(path: Path) -> Fraction | None:
+    """Seconds that the header of an ASF file declares, which FFmpeg does not tell of one that is cut off."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    start = head.find(_ASF_PROPERTIES)
+    fields = head[start : start + 92]
+    if start < 0 or len(fields) < 92 or fields[88] & _ASF_LIVE:
+        return None
+    played, silence = (int.from_bytes(fields[at : at + 8], "little") for at in (64, 80))
+    return Fraction(played, 10_000_000) - Fraction(silence, 1000)
 
 
 def _boxes_end(file: BinaryIO, size: int) -> bool:

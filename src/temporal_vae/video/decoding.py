@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from temporal_vae.errors import MediaError
-from temporal_vae.video.cutoff import is_cut_off, unfinished_packet
+from temporal_vae.video.cutoff import asf_duration, is_cut_off, unfinished_packet
 from temporal_vae.video.frames import file_name
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones leave the alpha channel out
@@ -29,7 +29,7 @@ _LIMITS_PROBING = int(av.__version__.split(".")[0]) >= 18
 _NOT_VIDEO = {"tty"}  # FFmpeg would render any text file in a terminal font
 _SLACK = Fraction(1, 2)  # seconds by which the length that a whole AVI declares may be off
 _NEVER_STRICT = {"tiff"}  # decoders that, told to be strict, take intact files for damaged ones
-_MEASURED = ("ogg", "asf")  # whose length FFmpeg takes from what is there
+_MEASURED = ("ogg",)  # whose length FFmpeg takes from what is there
 _BEFORE_A_JOINT = 4  # packets at most between one that is marked as damaged and a joint
 _JOINT = 1  # seconds: where time runs back or jumps by more, one stream was joined to another
 
@@ -251,6 +251,8 @@ class _Tally:
         duration = declared_duration(self._stream)
         if kind == "avi":  # its duration is that of the frames FFmpeg found, not of those declared
             duration = self._stream.frames / rate
+        if kind == "asf":
+            duration = asf_duration(self._path)
         if duration is None or kind in _MEASURED:
             return "the file is cut off"
         end, slack = self._end * self._time_base, Fraction(3, 2) / rate if cut else _SLACK
