@@ -25,6 +25,10 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 each_config = pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 each_rung = pytest.mark.parametrize("rung", RUNGS)
+# How many clips, and strips and runs of how many rows and pixels.
+each_cut = pytest.mark.parametrize(
+    ("clips", "rows", "pixels"), [(1, 8, 30), pytest.param(2, 4, 9, marks=pytest.mark.slow)]
+)
 each_encoder_rung = pytest.mark.parametrize("rung", ENCODER_RUNGS)
 
 DEEP = {"block_out_channels": (32, 64, 96), "layers_per_block": 2}
@@ -53,35 +57,38 @@ def whole(deep):
 # Every configuration, on every rung
 
 
+@each_cut
 @each_rung
 @each_config
 @torch.no_grad()
-def test_decode(options, rung):
+def test_decode(options, rung, clips, rows, pixels):
     model = build(**options)
-    z = noise(3, model.config.latent_channels, 3, 5)
-    with tiles(8, 30):
+    z = noise(3 * clips, model.config.latent_channels, 3, 5)
+    with tiles(rows, pixels):
         assert_close(decode(model, z, 3, rung, workers=2), model.decoder(z, num_frames=3), ENGINE)
 
 
+@each_cut
 @each_encoder_rung
 @each_config
 @torch.no_grad()
-def test_encode(options, rung):
+def test_encode(options, rung, clips, rows, pixels):
     model = build(**options)
-    x = noise(3, model.config.in_channels, 25, 19)
-    with tiles(8, 30):
+    x = noise(3 * clips, model.config.in_channels, 25, 19)
+    with tiles(rows, pixels):
         assert_close(encode(model, x, rung, workers=2), model.encoder(x), ENGINE)
 
 
+@pytest.mark.parametrize("pixels", [20, pytest.param(5, marks=pytest.mark.slow)])
 @each_config
 @torch.no_grad()
-def test_float64(options):
+def test_float64(options, pixels):
     """There, only the order of sums differs."""
     model = build(torch.float64, **options)
     z, x = noise(3, model.config.latent_channels, 3, 5), noise(2, model.config.in_channels, 17, 13)
-    with tiles(8, 20):
+    with tiles(4, pixels):
         expected = model.decoder(z.double(), num_frames=3)
-        for rung in ("rematerialise and recompute", "spill"):
+        for rung in ("whole", "rematerialise and recompute", "spill"):
             assert_close(decode(model, z.double(), 3, rung), expected, 1e-12)
         expected = model.encoder(x.double())
         for rung in ENCODER_RUNGS:
@@ -92,7 +99,10 @@ def test_float64(options):
 
 
 @pytest.mark.parametrize("rung", ["whole", "rematerialise and recompute", "spill"])
-@pytest.mark.parametrize(("rows", "pixels"), [(4, 7), (8, 50), (1000, 100000)])
+@pytest.mark.parametrize(
+    ("rows", "pixels"),
+    [(4, 7), (8, 50), pytest.param(12, 48, marks=pytest.mark.slow), (1000, 100000)],
+)
 def test_tile_sizes_change_nothing(deep, whole, rung, rows, pixels):
     z, expected = whole
     with tiles(rows, pixels):

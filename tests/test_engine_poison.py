@@ -58,23 +58,28 @@ def kernels(request, monkeypatch):
     return request.param
 
 
+each_cut = pytest.mark.parametrize(("rows", "pixels"), [(8, 20), pytest.param(4, 7, marks=pytest.mark.slow)])
+
+
+@each_cut
 @pytest.mark.parametrize("rung", RUNGS)
 @torch.no_grad()
-def test_decode(poisoned, kernels, rung):
+def test_decode(poisoned, kernels, rung, rows, pixels):
     model, z = build(**DEEP), noise(4, 4, 3, 5)
     expected = model.decoder(z, num_frames=2)
-    with tiles(8, 20):
+    with tiles(rows, pixels):
         assert_close(decode(model, z, 2, rung, workers=2), expected, ENGINE)
     assert {"fresh", "scratch"} <= set(poisoned)
     assert "pool" in poisoned or "spill" in rung
 
 
+@each_cut
 @pytest.mark.parametrize("rung", ENCODER_RUNGS)
 @torch.no_grad()
-def test_encode(poisoned, kernels, rung):
+def test_encode(poisoned, kernels, rung, rows, pixels):
     model, x = build(**DEEP), noise(2, 3, 23, 29)
     expected = model.encoder(x)
-    with tiles(8, 20):
+    with tiles(rows, pixels):
         assert_close(encode(model, x, rung, workers=2), expected, ENGINE)
     assert {"fresh", "scratch"} <= set(poisoned)
 

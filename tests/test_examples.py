@@ -12,9 +12,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.slow  # the example of training.md runs always
 def test_finetune(footage: Path, tmp_path: Path) -> None:
-    """A step on a real clip: figures before and after, and a picture."""
+    """Two steps on a real clip: figures before and after, and a picture."""
     main = runpy.run_path(str(EXAMPLES / "finetune.py"))["main"]
-    options = {"--steps": 1, "--side": 64, "--frames": 3, "--output": tmp_path / "out"}
+    options = {"--steps": 2, "--side": 64, "--frames": 3, "--output": tmp_path / "out"}
     words = [str(footage), *(str(word) for option in options.items() for word in option)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output

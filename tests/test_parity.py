@@ -7,11 +7,8 @@ import pytest
 import torch
 from oracle import CONFIGS, SVD, assert_close, noise, pair
 
-CLIPS = [
-    (1, 5),
-    (2, 3),
-    *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 3)),
-]  # clips, frames of each
+# Clips, and frames of each.
+CLIPS = [(1, 5), (2, 3), *(pytest.param(clips, 1, marks=pytest.mark.slow) for clips in (1, 3))]
 
 each_config = pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 

@@ -172,6 +172,14 @@ class LatentInfo:
             raise ValueError("holds damaged metadata")
 
 
+def check_latent_target(target: str | Path) -> None:
+    """Raise `LatentFileError` where `target` could not be written, or is no name of a latent file."""
+    with _refusing(Path(target)):
+        check_writable(target)
+    if Path(target).suffix != ".safetensors":
+        raise LatentFileError(f"{target}: latent files are safetensors; name it *.safetensors")
+
+
 class LatentWriter:
     """Writes a latent file as a stream. The file appears under its name when the `with` block ends well.
 
@@ -330,14 +338,6 @@ def _refusing(target: Path) -> Iterator[None]:
 def _model_name(vae: AutoencoderKLTemporalDecoder) -> str:
     name = vae.config.get("_name_or_path") or "unnamed"
     return "embedded" if Path(name) == EMBEDDED else str(name)
-
-
-def check_latent_target(target: str | Path) -> None:
-    """Raise `LatentFileError` where `target` could not be written, or is no name of a latent file."""
-    with _refusing(Path(target)):
-        check_writable(target)
-    if Path(target).suffix != ".safetensors":
-        raise LatentFileError(f"{target}: latent files are safetensors; name it *.safetensors")
 
 
 def _reason(error: BaseException) -> str:
