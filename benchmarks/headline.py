@@ -17,7 +17,7 @@ from temporal_vae.amounts import parse_memory
 from temporal_vae.bench.memory import resident_bytes, watch_peak
 from temporal_vae.bench.report import circumstances
 from temporal_vae.bench.tasks import PUBLISHED, Case, Task
-from temporal_vae.engine.plan import readable
+from temporal_vae.engine import readable
 
 CHILD = "--child"
 

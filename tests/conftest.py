@@ -4,10 +4,11 @@ import gc
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -82,7 +83,7 @@ def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """
     import torch  # not above: threads are set first
 
-    from temporal_vae.engine import gate, run
+    from temporal_vae.engine import calls, gate
 
     why = gate.reason
 
@@ -90,8 +91,7 @@ def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         pytest.fail(f"this is to be computed by the {request.param}: {why}")
 
     if request.param == "modules":
-        monkeypatch.setattr(run, "encode", unwanted)
-        monkeypatch.setattr(run, "decode", unwanted)
+        monkeypatch.setattr(calls, "run", unwanted)
     else:
         monkeypatch.setattr(
             gate, "reason", lambda *situation: unwanted(found) if (found := why(*situation)) else None
@@ -103,17 +103,14 @@ def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def by_engine(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the engine computed: "encode" and "decode"."""
-    from temporal_vae.engine import run
+    from temporal_vae.engine import calls
 
-    calls: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    compute = calls.run
 
-    def counted(name: str, compute: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object) -> object:
-            calls[name] += 1
-            return compute(*arguments)
+    def counted(network: object, x: object, plan: Any, advance: object) -> object:
+        counts[plan.task] += 1
+        return compute(network, x, plan, advance)
 
-        return call
-
-    for name in ("encode", "decode"):
-        monkeypatch.setattr(run, name, counted(name, getattr(run, name)))
-    return calls
+    monkeypatch.setattr(calls, "run", counted)
+    return counts

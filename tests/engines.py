@@ -2,21 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from oracle import config, error, randomise
 from torch import Tensor
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import budget, run
-from temporal_vae.engine import plan as planning
-from temporal_vae.engine.budget import Network
+from temporal_vae.engine import Network, Plan, run, schedule
+from temporal_vae.engine.cost import ITEMSIZE, Workload
 from temporal_vae.engine.geometry import TILE, Cut, Span, spans
-from temporal_vae.engine.plan import Plan
+from temporal_vae.engine.planner import choose
 
-RUNGS = tuple(planning.RUNGS)
-ENCODER_RUNGS = tuple(planning.ENCODER_RUNGS)
+RUNGS = {rung.name: rung for rung in schedule.RUNGS}
+ENCODER_RUNGS = [rung.name for rung in schedule.ENCODER_RUNGS]
 ENGINE = 2e-5  # how far the engine may be from the modules in float32, of the output's scale
 
 
@@ -24,11 +22,6 @@ def build(dtype: torch.dtype = torch.float32, **options) -> AutoencoderKLTempora
     """A model with random weights, the same in every type."""
     model = randomise(AutoencoderKLTemporalDecoder(**config(**options))).eval()
     return model.to(dtype)
-
-
-def network_of(model: AutoencoderKLTemporalDecoder, channels: int) -> Network:
-    """What a plan is told of a model, for pictures of so many channels."""
-    return replace(model._network, channels=channels)
 
 
 def decode_plan(
@@ -42,9 +35,25 @@ def decode_plan(
     limit: int | None = None,
 ) -> Plan:
     """The plan of a decoder whose levels stand on any of `rungs`, within a limit; size in pixels."""
-    sizes = [tuple(length >> level for length in size) for level in reversed(range(len(network.widths)))]
-    task = budget.Decoder(network, frames, clips * frames, sizes, dtype, "cpu", workers)
-    return planning._choose(task, limit, list(rungs), list(RUNGS))
+    task = decode_task(network, frames=frames, size=size, dtype=dtype, clips=clips, workers=workers)
+    return choose(task, limit, [RUNGS[name] for name in rungs], schedule.RUNGS)
+
+
+def decode_task(
+    network: Network, *, frames: int, size: tuple[int, int], dtype: str, workers: int, clips: int = 1
+) -> Workload:
+    """A decoder on a shape, size in pixels."""
+    return Workload(
+        name="decode",
+        layers=schedule.decoder(network),
+        sizes=[tuple(length >> level for length in size) for level in reversed(range(len(network.widths)))],
+        frames=frames,
+        batch=clips * frames,
+        output=clips * frames * network.out_channels * size[0] * size[1] * ITEMSIZE[dtype],
+        dtype=dtype,
+        device="cpu",
+        workers=workers,
+    )
 
 
 def encode_plan(
@@ -58,9 +67,27 @@ def encode_plan(
     limit: int | None = None,
 ) -> Plan:
     """The plan of an encoder whose levels stand on any of `rungs`, `together` frames at a time; size in pixels."""
+    task = encode_task(network, frames=frames, size=size, dtype=dtype, together=together, workers=workers)
+    return choose(task, limit, [RUNGS[name] for name in rungs], schedule.ENCODER_RUNGS)
+
+
+def encode_task(
+    network: Network, *, frames: int, size: tuple[int, int], dtype: str, workers: int, together: int | None = None
+) -> Workload:  # fmt: skip
+    """An encoder on a shape, size in pixels."""
     sizes = [tuple(length >> level for length in size) for level in range(len(network.widths))]
-    task = budget.Encoder(network, together or frames, frames, sizes, dtype, "cpu", workers)
-    return planning._choose(task, limit, list(rungs), list(ENCODER_RUNGS))
+    latents = sizes[-1][0] * sizes[-1][1]
+    return Workload(
+        name="encode",
+        layers=schedule.encoder(network),
+        sizes=sizes,
+        frames=together or frames,
+        batch=frames,
+        output=6 * frames * network.latent_channels * latents * ITEMSIZE[dtype],
+        dtype=dtype,
+        device="cpu",
+        workers=workers,
+    )
 
 
 @torch.no_grad()
@@ -70,7 +97,7 @@ def decode(
     """Decode by the engine, on a rung; the work that it reports is the work that was planned."""
     size = tuple(model.spatial_factor * length for length in z.shape[-2:])
     plan = decode_plan(
-        network_of(model, model.config.out_channels),
+        model.network,
         rung,
         frames=frames,
         size=size,
@@ -79,7 +106,7 @@ def decode(
         workers=workers,
     )
     done: list[int] = []
-    decoded = run.decode(model.decoder, z, plan, done.append)
+    decoded = run.run(model.decoder, z, plan, done.append)
     assert sum(done) == plan.work
     return decoded
 
@@ -94,7 +121,7 @@ def encode(
 ) -> Tensor:
     """Encode by the engine, on a rung, into moments; the work that it reports is the work that was planned."""
     plan = encode_plan(
-        network_of(model, model.config.in_channels),
+        model.network,
         rung,
         frames=len(x),
         size=tuple(x.shape[-2:]),
@@ -103,7 +130,7 @@ def encode(
         workers=workers,
     )
     done: list[int] = []
-    moments = run.encode(model.encoder, x, plan, done.append)
+    moments = run.run(model.encoder, x, plan, done.append)
     assert sum(done) == plan.work
     return moments
 

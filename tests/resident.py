@@ -22,7 +22,7 @@ def case(job: str, network: tuple[list[int], int], frames: int, size: tuple[int,
 
 CASES = [
     case(*what, dtype, share)
-    for dtype in ("float32", "bfloat16")
+    for dtype in ("float32", "bfloat16", "float16")
     for share in (0.0, 0.5, 1.0)
     for what in (
         ("decode", SVD, 4, (128, 128)),

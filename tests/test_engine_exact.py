@@ -12,14 +12,13 @@ from engines import (
     decode_plan,
     encode,
     encode_plan,
-    network_of,
     tiles,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import CONFIGS, assert_close, noise
 
-from temporal_vae.engine import run
+from temporal_vae.engine.run import run
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -251,7 +250,7 @@ some_type = st.sampled_from([torch.float32, *TYPES])
     frames=st.integers(1, 9),
     clips=st.integers(1, 2),
     size=st.tuples(st.integers(1, 9), st.integers(2, 9)),
-    rung=st.sampled_from(RUNGS),
+    rung=st.sampled_from(list(RUNGS)),
     workers=st.integers(1, 5),
 )
 @torch.no_grad()
@@ -280,17 +279,17 @@ def test_any_limit(index, frames, size, share, encoded):
     if encoded:
         size = tuple(length * model.spatial_factor for length in size)
     x = noise(frames, channels, *size)
-    plan, compute = (encode_plan, run.encode) if encoded else (decode_plan, run.decode)
+    plan = encode_plan if encoded else decode_plan
     part = "encoder" if encoded else "decoder"
     pixels = size if encoded else tuple(length * model.spatial_factor for length in size)
     settings = {"frames": frames, "size": pixels}
     rungs = ENCODER_RUNGS if encoded else RUNGS
-    network = network_of(model, channels if encoded else model.config.out_channels)
+    network = model.network
     peaks = [plan(network, rung, **settings).peak for rung in rungs]
     limit = int(min(peaks) + share * (max(peaks) - min(peaks)))
     made = plan(network, *rungs, limit=limit, **settings)
     options = {} if encoded else {"num_frames": frames}
-    found = compute(getattr(model, part), x, made, lambda amount: None)
+    found = run(getattr(model, part), x, made, lambda amount: None)
     assert_as_exact(found, getattr(model, part)(x, **options), getattr(exact, part)(x.double(), **options))
 
 

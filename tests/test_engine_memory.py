@@ -11,14 +11,14 @@ import psutil
 import pytest
 import torch
 from command_line import run
-from engines import build, decode_plan, network_of
+from engines import build, decode_plan
 from oracle import noise
 from refusals import refused
 
 from temporal_vae.cli import models
-from temporal_vae.engine import memory, storage
-from temporal_vae.engine.budget import MIB
-from temporal_vae.engine.memory import free_memory, is_memory
+from temporal_vae.engine import resources, schedule, storage
+from temporal_vae.engine.cost import MIB
+from temporal_vae.engine.resources import free_memory, is_memory
 from temporal_vae.engine.storage import SPILL_VARIABLE, spill_file
 from temporal_vae.errors import InputError, MemoryLimitError
 from temporal_vae.video.coder import Coder
@@ -37,8 +37,8 @@ def vae():
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """Files of control groups, of which there are none at first."""
-    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(resources, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(resources, "_MEMBERSHIP", tmp_path / "membership")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**35))
 
     def write(folder, **files):
@@ -207,8 +207,8 @@ def test_numbers_of_numpy_are_counts(vae):
 
 
 def test_a_plan_names_what_is_spilled(vae):
-    plan = decode_plan(network_of(vae, 3), "spill everything", frames=2, size=(64, 64))
-    assert all(level.spill_work for level in plan.levels)
+    plan = decode_plan(vae.network, "spill everything", frames=2, size=(64, 64))
+    assert all(level.rung == schedule.EVERYTHING for level in plan.levels)
     assert "spill everything, " in str(plan).partition("chosen")[2]
 
 

@@ -5,12 +5,12 @@ from mmap import mmap
 
 import pytest
 import torch
-from engines import ENCODER_RUNGS, RUNGS, decode_plan, encode_plan, network_of
+from engines import ENCODER_RUNGS, RUNGS, decode_plan, decode_task, encode_plan, encode_task
 from hypothesis import given
 from hypothesis import strategies as st
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import budget, passes, processor, run, storage
+from temporal_vae.engine import passes, processor, run, storage
 from temporal_vae.engine.kernels import native_code
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.stats import Moments
@@ -72,10 +72,9 @@ def _nothing_is_computed():
     def spill_file(nbytes):
         yield Nowhere(0)
 
-    def attend(context, frames, *_):
-        context.advance(4 * frames.count * frames.height * frames.width * frames.channels**2)
-        zeros = torch.zeros(frames.count, frames.channels, dtype=torch.float64)
-        return Moments(frames.height * frames.width, zeros, zeros)
+    def attend(context, attention, state, frames, *, moments, work):
+        zeros = torch.zeros(len(frames), state.channels, dtype=torch.float64)
+        return Moments(state.height * state.width, zeros, zeros)
 
     with pytest.MonkeyPatch.context() as patch:
         for kernel in ("spatial", "temporal"):
@@ -84,7 +83,7 @@ def _nothing_is_computed():
         patch.setattr(run, "spill_file", spill_file)
         patch.setattr(storage, "mmap", Counted)
         patch.setattr(passes, "attend", attend)
-        patch.setattr(passes, "finish_over_time", lambda *_: None)
+        patch.setattr(passes, "finish_over_time", lambda *_, **__: None)
         yield
 
 
@@ -102,7 +101,7 @@ def test_every_plan_has_room(model, dtype, frames, size, workers, share, decodes
     """`Scratch.take` refuses what was not planned, and what is alive at once is what was counted."""
     height, width = (model.spatial_factor * length for length in size)
     frames = max(1, min(frames, MOST_PIXELS // (height * width)))
-    network = network_of(model, 3)
+    network = model.network
     settings = {"frames": frames, "size": (height, width), "dtype": dtype, "workers": workers}
     make, rungs = (decode_plan, RUNGS) if decodes else (encode_plan, ENCODER_RUNGS)
     peaks = [make(network, rung, **settings).peak for rung in rungs]
@@ -110,26 +109,20 @@ def test_every_plan_has_room(model, dtype, frames, size, workers, share, decodes
     Counted.top = Counted.alive
     if decodes:
         z = torch.empty(frames, 4, *size, dtype=getattr(torch, dtype))
-        run.decode(model.decoder, z, plan, lambda amount: None)
+        run.run(model.decoder, z, plan, lambda amount: None)
     else:
         x = torch.empty(frames, 3, height, width, dtype=getattr(torch, dtype))
-        run.encode(model.encoder, x, plan, lambda amount: None)
-    assert Counted.top <= counted(plan, network)
+        run.run(model.encoder, x, plan, lambda amount: None)
+    load = (
+        decode_task(network, **settings)
+        if decodes
+        else encode_task(network, together=plan.frames, **settings)
+    )
+    assert Counted.top <= counted(load, plan)
 
 
-def counted(plan, network):
+def counted(load, plan):
     """Bytes of activations, scratch and packed weights at the worst moment of a plan."""
-    kind = budget.Decoder if plan.task == "decode" else budget.Encoder
-    sizes = [level.size for level in plan.levels]
-    task = kind(network, plan.frames, plan.batch, sizes, plan.dtype, "cpu", plan.workers)
-    most, before = 0, {}
-    for index, level in enumerate(plan.levels):
-        flags = {name: getattr(level, name) for name in ("rematerialise", "recompute", "spill", "spill_work")}
-        handed = task.handed_on(index, flags, before) + work_memory(task, index - 1, before) if index else 0
-        most = max(most, task.held(index, flags, before) + work_memory(task, index, flags), handed)
-        before = flags
-    return most
-
-
-def work_memory(task, level, flags):
-    return task.workers * task.scratch(level, flags) + task.weights(level)
+    rungs = [level.rung for level in plan.levels]
+    costs = [load.cost(index, rung, rungs[max(0, index - 1)].state) for index, rung in enumerate(rungs)]
+    return max(cost.alive + plan.workers * cost.scratch + cost.weights for cost in costs)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import originals, run
+from temporal_vae.engine import calls, originals
 from temporal_vae.model import blocks
 
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentions run
@@ -411,7 +411,7 @@ def test_a_patched_constructor_is_no_measure(monkeypatch):
         init(self, *arguments, **{**options, "padding_mode": "circular"})
 
     options = config(block_out_channels=(32, 96), layers_per_block=1, latent_channels=7)  # of no other test
-    monkeypatch.setattr(run, "decode", lambda *_: pytest.fail("this wraps around"))
+    monkeypatch.setattr(calls, "run", lambda *_: pytest.fail("this wraps around"))
     with monkeypatch.context() as patch:
         patch.setattr(nn.Conv2d, "__init__", circular_everywhere)
         model = randomise(AutoencoderKLTemporalDecoder(**options)).eval()

@@ -1,7 +1,7 @@
 """`AutoencoderKLTemporalDecoder`: configuration, encode, decode, save and load.
 
 The public face of the network in `model/`. It takes the place of the diffusers class of the same name: same
-weights, same calls, same numbers.
+weights, same calls, same numbers. What is computed is computed by `engine`, what is stored by `checkpoints`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from logging import LogRecord as Record
 from logging import getLogger as get_logger
-from numbers import Integral
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,16 +24,13 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from temporal_vae import engine
 from temporal_vae.amounts import parse_memory
-from temporal_vae.checkpoints.stored import Stored
+from temporal_vae.checkpoints import convert, hub, loading
+from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
 from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
-from temporal_vae.engine import gate, run
-from temporal_vae.engine.budget import MIB, Network
-from temporal_vae.engine.memory import free_memory
-from temporal_vae.engine.plan import Plan, plan_decode, plan_encode
-from temporal_vae.engine.progress import counter
-from temporal_vae.errors import InputError
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
 from temporal_vae.streams import stream
@@ -43,7 +41,7 @@ LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "fr
 logger = logging.get_logger(__name__)
 
 
-class AutoencoderKLTemporalDecoder(Stored):
+class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
     """The video autoencoder of Stable Video Diffusion.
 
     A 2D image encoder, a diagonal Gaussian posterior, and a decoder with temporal residual blocks and a final
@@ -109,13 +107,17 @@ class AutoencoderKLTemporalDecoder(Stored):
         )
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self._unfused_processors: dict[str, Any] | None = None
-        self._said: set[str] = set()
         self.memory_limit: int | None = None
         self.use_tiling = self.use_slicing = False
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = max(1, sample_size // self.spatial_factor)
         self.tile_overlap_factor = 0.25
         self.register_state_dict_post_hook(_drop_fused_projections)
+
+    @property
+    def network(self) -> engine.Network:
+        """The numbers that the network is built from."""
+        return engine.Network.of(self.config)
 
     @property
     def spatial_factor(self) -> int:
@@ -126,28 +128,39 @@ class AutoencoderKLTemporalDecoder(Stored):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(
-        self, x: Tensor, return_dict: bool = True
+        self, x: Tensor, return_dict: bool = True, *, memory_limit: int | str | None = None
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode frames into the posterior of their latents, each frame by itself.
 
         Args:
             x: frames `(n, in_channels, h, w)`, values in [-1, 1], in the dtype and on the device of the model.
             return_dict: return an `AutoencoderKLOutput` rather than a tuple.
+            memory_limit: of this call, as in `enable_tiling`; None is the one that was set there.
 
         Returns:
             `AutoencoderKLOutput(latent_dist)`, or `(latent_dist,)`: a diagonal Gaussian over unscaled latents
             `(n, latent_channels, h/f, w/f)`, log-variance clamped to [-30, 20].
 
         Raises:
-            InputError: wrong rank, channels or type, or a frame smaller than `f` pixels.
+            InputError: wrong rank, channels or type, a frame smaller than `f` pixels, or a limit that cannot be read.
+            MemoryLimitError: a limit that is too small; the message says which is not.
         """
         if not torch.compiler.is_compiling():
             check_frames(x, channels=_channels_into(self.encoder), smallest=self.spatial_factor)
-        posterior = DiagonalGaussianDistribution(self.quant_conv(self._encoded(x)))
+        limit = self._limit(memory_limit)
+        moments = engine.encode(self.encoder, x, self.network, memory_limit=limit)
+        posterior = DiagonalGaussianDistribution(self.quant_conv(moments))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def decode(self, z: Tensor, num_frames: int, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+    def decode(
+        self,
+        z: Tensor,
+        num_frames: int,
+        return_dict: bool = True,
+        *,
+        memory_limit: int | str | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
         """Decode latents of whole clips into frames.
 
         Args:
@@ -155,6 +168,7 @@ class AutoencoderKLTemporalDecoder(Stored):
             num_frames: `t`, the length of a clip. It is part of what the latents mean: 25 frames decoded as
                 14 and 11 give other pixels.
             return_dict: return a `DecoderOutput` rather than a tuple.
+            memory_limit: as in `encode`.
 
         Returns:
             `DecoderOutput(sample)`, or `(sample,)`: frames `(b*t, out_channels, h*f, w*f)`, about [-1, 1], not
@@ -162,10 +176,12 @@ class AutoencoderKLTemporalDecoder(Stored):
 
         Raises:
             InputError: wrong rank, channels or type, or a batch that `num_frames` does not divide.
+            MemoryLimitError: as `encode`.
         """
         if not torch.compiler.is_compiling():
             check_latents(z, num_frames, channels=_channels_into(self.decoder))
-        frames = self._decoded(z, num_frames)
+        limit = self._limit(memory_limit)
+        frames = engine.decode(self.decoder, z, self.network, num_frames=num_frames, memory_limit=limit)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
     def forward(
@@ -195,32 +211,6 @@ class AutoencoderKLTemporalDecoder(Stored):
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         frames = self.decode(z, num_frames=num_frames).sample
         return DecoderOutput(sample=frames) if return_dict else (frames,)
-
-    def _encoded(self, x: Tensor) -> Tensor:
-        numbers = self._numbers("in_channels", "latent_channels", "block_out_channels", "layers_per_block")
-        if not self._runs_in_engine(self.encoder, x, Encoder, numbers):
-            return self.encoder(x)
-        n, _, height, width = x.shape
-        plan = self._planned(x.device, lambda limit: self._plan_encode(x, n, height, width, limit))
-        return run.encode(self.encoder, x, plan, counter(plan.work))
-
-    def _decoded(self, z: Tensor, num_frames: int) -> Tensor:
-        numbers = self._numbers("latent_channels", "out_channels", "block_out_channels", "layers_per_block")
-        if not self._runs_in_engine(self.decoder, z, TemporalDecoder, numbers):
-            # As diffusers calls it: one that was put here may be of the published class, or wrap it.
-            indicator = torch.zeros(len(z) // num_frames, num_frames, dtype=z.dtype, device=z.device)
-            return self.decoder(z, num_frames=num_frames, image_only_indicator=indicator)
-        height, width = (self.spatial_factor * size for size in z.shape[-2:])
-        clips = len(z) // num_frames
-        plan = self._planned(
-            z.device, lambda limit: self._plan_decode(z, num_frames, height, width, limit, clips)
-        )
-        return run.decode(self.decoder, z, plan, counter(plan.work))
-
-    def _numbers(self, *names: str) -> dict[str, Any]:
-        """Values of the configuration, as they can be compared."""
-        values = {name: self.config[name] for name in names}
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
     # Streams
 
@@ -307,96 +297,31 @@ class AutoencoderKLTemporalDecoder(Stored):
         width: int,
         memory_limit: int | str | None = None,
         clips: int = 1,
-    ) -> Plan:
+    ) -> engine.Plan:
         """How a clip of `num_frames` frames of `height` x `width` pixels would be decoded; `print` shows it.
 
         Raises:
             InputError: a size that no latents have, or a limit that cannot be read.
             MemoryLimitError: a limit that is too small; the message says which is not.
         """
-        limit = self.memory_limit if memory_limit is None else parse_memory(memory_limit)
-        return self._plan_decode(self._example(), num_frames, height, width, limit, clips)
+        size = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
+        return self._plan("decode", memory_limit, size)
 
     def plan_encode(
         self, *, num_frames: int, height: int, width: int, memory_limit: int | str | None = None
-    ) -> Plan:
+    ) -> engine.Plan:
         """How `num_frames` frames of `height` x `width` pixels would be encoded; errors as in `plan_decode`."""
-        limit = self.memory_limit if memory_limit is None else parse_memory(memory_limit)
-        return self._plan_encode(self._example(), num_frames, height, width, limit)
-
-    def _plan_decode(
-        self, like: Tensor, num_frames: int, height: int, width: int, limit: int | None, clips: int
-    ) -> Plan:
-        return plan_decode(
-            self._network,
-            num_frames=_whole(num_frames),
-            height=_whole(height),
-            width=_whole(width),
-            dtype=str(like.dtype).removeprefix("torch."),
-            device=like.device.type,
-            memory_limit=limit,
-            clips=clips,
-            workers=_workers(like.device),
+        return self._plan(
+            "encode", memory_limit, {"num_frames": num_frames, "height": height, "width": width}
         )
 
-    def _plan_encode(self, like: Tensor, num_frames: int, height: int, width: int, limit: int | None) -> Plan:
-        return plan_encode(
-            self._network,
-            num_frames=_whole(num_frames),
-            height=_whole(height),
-            width=_whole(width),
-            dtype=str(like.dtype).removeprefix("torch."),
-            device=like.device.type,
-            memory_limit=limit,
-            workers=_workers(like.device),
-        )
+    def _plan(self, task: engine.Task, memory_limit: int | str | None, size: dict[str, int]) -> engine.Plan:
+        like, limit = self.quant_conv.weight, self._limit(memory_limit)
+        return engine.plan_like(task, self.network, like, memory_limit=limit, **size)
 
-    def _planned(self, device: torch.device, plan: Callable[[int | None], Plan]) -> Plan:
-        """The plan under the user's limit, or under what is free; where too little is free, the smallest plan."""
-        if self.memory_limit is not None:
-            return plan(self.memory_limit)
-        unlimited = plan(None)
-        if unlimited.peak <= (free := free_memory(device)):
-            return unlimited
-        return plan(max(free // MIB * MIB, min(rung.peak for rung in unlimited.ladder)))
-
-    @property
-    def _network(self) -> Network:
-        config = self.config
-        return Network(
-            channels=max(config.in_channels, config.out_channels),
-            latent_channels=config.latent_channels,
-            widths=tuple(config.block_out_channels),
-            layers=config.layers_per_block,
-        )
-
-    def _example(self) -> Tensor:
-        return self.quant_conv.weight
-
-    def _runs_in_engine(
-        self, part: nn.Module, x: Tensor, kind: type[nn.Module], numbers: Mapping[str, Any]
-    ) -> bool:
-        """Whether the engine may compute what a part would; if it may not, say once why, where that matters."""
-        if torch.compiler.is_compiling():
-            return False
-        call = "encode" if kind is Encoder else "decode"
-        if part is None:  # people free memory so
-            raise InputError(f"{call}: the {call}r of this model is None; load the model again to {call}")
-        reason = gate.reason(part, x, kind, numbers)
-        if reason is None:
-            return True
-        if self.memory_limit is not None:
-            self._say_once(
-                f"{call}: the memory limit is not kept, since the plain modules run: {reason.text}; {reason.remedy}"
-            )
-        elif not reason.ordinary:
-            self._say_once(f"{call}: the plain modules run, without the engine: {reason.text}")
-        return False
-
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            logger.warning(message)
+    def _limit(self, memory_limit: int | str | None) -> int | None:
+        """That of a call, or else that of the model, in bytes."""
+        return self.memory_limit if memory_limit is None else parse_memory(memory_limit)
 
     # Attention processors
 
@@ -435,15 +360,189 @@ class AutoencoderKLTemporalDecoder(Stored):
             self.fuse_qkv_projections()
         return result
 
+    # Load and save
 
-def _whole(count: Any) -> Any:
-    """A whole number as Python has them, NumPy's too; anything else is left to the planner, which refuses it."""
-    return int(count) if isinstance(count, Integral) and not isinstance(count, bool) else count
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a model from a folder or from a repository of the Hugging Face hub, strictly.
 
+        Args:
+            pretrained_model_name_or_path: a folder with `config.json` and safetensors weights, or a hub id.
+            **kwargs: those of `diffusers.ModelMixin.from_pretrained`: `subfolder`, `variant`, `torch_dtype`,
+                `low_cpu_mem_usage`, `device_map`, `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
-def _workers(device: torch.device) -> int:
-    """Threads that work on tiles: as many as torch would use, and two streams on a GPU."""
-    return torch.get_num_threads() if device.type == "cpu" else 2
+        Returns:
+            The model in eval mode; with `output_loading_info=True` the pair of model and loading report.
+
+        Raises:
+            CheckpointError: nothing found, only pickle files, a damaged file, or tensors that are missing, extra
+                or of another shape.
+            ConfigError: a configuration that cannot be built.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        load = super().from_pretrained
+        model, info = loading.load_strictly(load, pretrained_model_name_or_path, kwargs)
+        convert.guard_encoder(model)
+        return (model, info) if with_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Callable[..., None] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save `config.json` and safetensors weights in a folder, as `diffusers.ModelMixin.save_pretrained` does.
+
+        `safe_serialization=False` asks for a pickle file; it is answered with safetensors and a warning.
+        `push_to_hub=True` uploads the folder with the card that lies in it, by `checkpoints.hub.push`, which takes
+        `repo_id` (by default the folder's name) and the other keyword arguments of `push_to_hub`.
+        """
+        if not safe_serialization:
+            logger.warning("%s: saved as safetensors; this package writes no pickle files", save_directory)
+        super().save_pretrained(
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            **({} if push_to_hub else kwargs),
+        )
+        if push_to_hub and is_main_process:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            message = kwargs.pop("commit_message", None)
+            hub.push(self, save_directory, repo_id, message=message, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with a card.
+
+        A model in memory may have changed since it was loaded, so the card it was loaded with is not taken: pass the
+        text of a `card`, or `checkpoints.card.default_card` is written where the repository has none.
+
+        Args:
+            repo_id: `name` or `owner/name`; made if it is missing.
+            commit_message: of the commit.
+            private: whether a new repository is private; None is the owner's default.
+            token: of the hub; by default the one that `hf auth login` stored or `HF_TOKEN` holds.
+            create_pr: open a pull request instead of committing.
+            safe_serialization: False is answered as in `save_pretrained`.
+            variant: of the name of the weights, as in `save_pretrained`.
+            subfolder: where in the repository the model goes.
+            card: a text in Markdown, with front matter.
+
+        Returns:
+            The commit; as a string, its address.
+
+        Raises:
+            CheckpointError: no such name, no token, no connection, or a refusal of the hub.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return hub.push(
+                self,
+                folder,
+                repo_id,
+                card=card,
+                message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
+
+    @classmethod
+    def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> Self:
+        """Load the small model that ships with the package (see its card, `checkpoints/embedded/README.md`)."""
+        model: Self = cls.from_pretrained(loading.EMBEDDED, torch_dtype=torch_dtype)
+        return model
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | Mapping[str, Any] | None = None,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        encoder: EncoderHome | None = None,
+        ema: bool = False,
+        allow_nonfinite: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a model from one safetensors file, strictly.
+
+        Args:
+            path: a whole original checkpoint (`svd_xt.safetensors`), of which only the autoencoder is read; an
+                autoencoder alone under original names; or one under the names of this class.
+            config: folder, hub id or values that go before what the shapes of the tensors tell.
+            subfolder: where in `config` the folder of the autoencoder is.
+            torch_dtype: to load in; by default that of the file.
+            encoder: which one of an original checkpoint that holds two: `conditioner` (the default, and the one in
+                the folders that diffusers publishes) or `first_stage`.
+            ema: take the moving averages that the original trainer keeps (`model_ema.*`), where there are any.
+            allow_nonfinite: load weights that are NaN or infinite, too.
+            **options: values of the configuration, such as `scaling_factor`, which no file tells (0.18215).
+
+        Returns:
+            The model in eval mode. Without encoder in the file it decodes, and `encode` raises `CheckpointError`.
+
+        Raises:
+            CheckpointError: no such file, a pickle, a damaged file, an image autoencoder, or tensors that are missing,
+                extra, of another shape, or not finite.
+            ConfigError: a configuration that cannot be built.
+        """
+        file = SingleFile(path, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)
+        model = convert.load(cls, file, config=config, subfolder=subfolder, options=options)
+        return model.to(torch_dtype or common_dtype(model.parameters()))
+
+    @classmethod
+    def from_module(cls, module: nn.Module) -> Self:
+        """Turn a model that diffusers loaded into one of this class, without copying a weight.
+
+        Both models then hold the very same parameters: what one trains or moves in place, the other sees.
+
+        Args:
+            module: a `diffusers.AutoencoderKLTemporalDecoder`, or one that `torch.compile` or a parallel run has
+                wrapped; what was compiled is compiled no more.
+
+        Raises:
+            InputError: another kind of module.
+            CheckpointError: a model whose layers were replaced or added to (LoRA, quantised or fused layers).
+        """
+        published = loading.unwrapped(module, Published)
+        with torch.device("meta"):
+            model: Self = cls.from_config(published.config)
+        loading.share_parameters(published, model)
+        processors = published.attn_processors
+        model.set_attn_processor({loading.plain_name(name): each for name, each in processors.items()})
+        return model.train(published.training)
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: dict[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Split a configuration for `from_config`; keys that this class does not have are left out, and said once."""
+        convert.say_unknown_keys(cls, config_dict)
+        with loading.without("The config attributes "):  # diffusers says it every time, and with all values
+            split: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = super().extract_init_dict(
+                config_dict, **kwargs
+            )
+        return split
 
 
 def _drop_fused_projections(

@@ -131,6 +131,17 @@ def unknown_keys(model_class: type[nn.Module], config: Mapping[str, Any]) -> lis
     return sorted(key for key in config if not key.startswith("_") and key not in known)
 
 
+def say_unknown_keys(model_class: type[nn.Module], config: Mapping[str, Any]) -> None:
+    """Say once which keys of a configuration are left out."""
+    unknown = unknown_keys(model_class, config)
+    if unknown and unknown not in _said:
+        _said.append(unknown)
+        logger.warning("configuration: unknown keys are left out: %s", ", ".join(unknown))
+
+
+_said: list[list[str]] = []  # unknown keys that were warned of
+
+
 def lacks_encoder(model: nn.Module) -> bool:
     """Whether a model was read from a file without encoder: its encoder is NaN all over."""
     weight = dict(model.named_parameters()).get("encoder.conv_in.weight")

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from temporal_vae.errors import CheckpointError, TemporalVaeError
+from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small model that ships with the package."""
@@ -99,6 +99,21 @@ def share_parameters(source: nn.Module, target: nn.Module) -> None:
     for name, parameter in parameters.items():
         module, _, leaf = name.rpartition(".")
         setattr(target.get_submodule(module), leaf, parameter)
+
+
+def unwrapped(module: nn.Module, kind: type[nn.Module]) -> Any:
+    """The model of a kind that is inside of what `torch.compile` or a parallel run has wrapped."""
+    given = type(module).__name__
+    while not isinstance(module, kind):
+        inside = [getattr(module, name, None) for name in ("_orig_mod", "module")]
+        wrapped = next((inner for inner in inside if isinstance(inner, nn.Module)), None)
+        if wrapped is None:
+            raise InputError(
+                f"from_module: a {given} is no AutoencoderKLTemporalDecoder, and holds none; pass `pipe.vae` of an "
+                "SVD-family pipeline"
+            )
+        module = wrapped
+    return module
 
 
 def plain_name(name: str) -> str:

@@ -12,7 +12,7 @@ from temporal_vae.bench.contestants import CONTESTANTS, OURS
 from temporal_vae.bench.tasks import DTYPES, JOBS, PUBLISHED, Case, Task
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import MemoryType, json_option
-from temporal_vae.engine.plan import cores
+from temporal_vae.engine import cores
 from temporal_vae.errors import InputError, TemporalVaeError
 from temporal_vae.interrupts import be_careful
 

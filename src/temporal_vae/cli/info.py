@@ -14,16 +14,19 @@ from temporal_vae.cli.options import json_option
 
 
 @click.command()
-@click.argument("what", metavar="WHAT", default="embedded")
+@click.argument("what", metavar="[WHAT]", required=False)
 @click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
 @json_option
-def info(what: str, subfolder: str | None, as_json: bool) -> None:
-    """Describe a model, a latent file or a video.
+def info(what: str | None, subfolder: str | None, as_json: bool) -> None:
+    """Describe a model, a latent file, a video, or this machine.
 
-    WHAT is a folder, a Hugging Face id, `embedded`, a latent file, or a file or folder that `encode` takes.
+    WHAT is a folder, a Hugging Face id, `embedded`, a latent file, or a file or folder that `encode` takes. Without it:
+    what the engine found here, its processor, kernels and self-check, and the versions of what it stands on.
     """
-    path = Path(what)
-    if path.suffix == ".safetensors":
+    path = Path(what or "")
+    if what is None:
+        what, fields = "this machine", _describe_machine()
+    elif path.suffix == ".safetensors":
         fields = _describe_latents(what)
     elif path.is_file() or (path.is_dir() and not _is_model(path, subfolder)) or has_magic(what):
         fields = _describe_video(what)
@@ -42,6 +45,12 @@ def _is_model(folder: Path, subfolder: str | None) -> bool:
     if (folder / (subfolder or "") / "config.json").is_file():
         return True
     return not any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
+
+
+def _describe_machine() -> dict[str, Any]:
+    from temporal_vae.engine import machine
+
+    return machine()
 
 
 def _describe_video(source: str) -> dict[str, Any]:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from temporal_vae import engine
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.models import DTYPES
 from temporal_vae.cli.options import PictureType, json_option, memory_option
-from temporal_vae.engine.budget import Network
-from temporal_vae.engine.plan import DEVICES, Plan, plan_decode, plan_encode
+from temporal_vae.engine import DEVICES, Network
 from temporal_vae.errors import CheckpointError, ConfigError
 
-PUBLISHED = Network(channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
+PUBLISHED = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
 """The configuration of Stable Video Diffusion."""
 
 _EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
-_PLANNERS: dict[str, Callable[..., Plan]] = {"decode": plan_decode, "encode": plan_encode}
 
 
 @click.command()
@@ -34,7 +32,7 @@ _PLANNERS: dict[str, Callable[..., Plan]] = {"decode": plan_decode, "encode": pl
     help="Of the frames in pixels, the height first, as tensors have it: 576x1024 is a wide image.",
 )
 @memory_option
-@click.option("--task", type=click.Choice(list(_PLANNERS)), default="decode", show_default=True)
+@click.option("--task", type=click.Choice(["decode", "encode"]), default="decode", show_default=True)
 @click.option(
     "--model",
     default="published",
@@ -60,7 +58,7 @@ def plan(
     frames: int,
     size: tuple[int, int],
     memory_limit: int | None,
-    task: str,
+    task: engine.Task,
     model: str,
     subfolder: str | None,
     dtype: str,
@@ -72,7 +70,8 @@ def plan(
 
     The peak is what the process takes at most above the loaded model. A limit below the last rung is refused.
     """
-    made = _PLANNERS[task](
+    made = engine.plan(
+        task,
         _network(model, subfolder),
         num_frames=frames,
         height=size[0],
@@ -83,7 +82,10 @@ def plan(
         workers=threads or (2 if device == "cuda" else None),
     )
     if as_json:
-        print_json({"model": model, **asdict(made)})
+        found = {"model": model, **asdict(made)}
+        for level in found["levels"]:
+            del level["steps"]
+        print_json(found)
     else:
         click.echo(str(made))
 
@@ -119,7 +121,8 @@ def _read(config: dict[str, Any]) -> Network:
     if not widths:
         raise ValueError("no levels")
     return Network(
-        channels=max(counts["in_channels"], counts["out_channels"]),
+        in_channels=counts["in_channels"],
+        out_channels=counts["out_channels"],
         latent_channels=counts["latent_channels"],
         widths=widths,
         layers=counts["layers_per_block"],

@@ -68,6 +68,11 @@ def spans(length: int, size: int, multiple: int = 1) -> list[Span]:
     return [Span(a, b) for a, b in pairwise(edges) if a < b]
 
 
+def finish_channels(channels: int) -> int:
+    """Channels that torch holds of a run of pictures while it convolves them: it lays both ends out in blocks of 16."""
+    return 2 * (channels + -(-channels // 16) * 16)
+
+
 def scratch_bytes(inputs: int, outputs: int, points: int, *, fixed: bool = False) -> int:
     """Bytes of scratch that a kernel takes for a block of tiles; `fixed` where it multiplies 16-bit integers."""
     kept = 4 * (12 * inputs if points == 36 else 2 * BLOCK * inputs)  # of neighbours

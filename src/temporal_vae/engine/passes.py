@@ -17,21 +17,23 @@ from torch import Tensor, nn
 
 from temporal_vae.engine.attention import add_attention
 from temporal_vae.engine.gate import is_plain
-from temporal_vae.engine.geometry import TILE, Cut, Span
+from temporal_vae.engine.geometry import TILE, Cut, Span, finish_channels
 from temporal_vae.engine.kernels import Kernels, Weights
-from temporal_vae.engine.plan import LevelPlan
+from temporal_vae.engine.planner import LevelPlan
 from temporal_vae.engine.stats import Affine, Merged, Moments, affine, merge, stack
 from temporal_vae.engine.storage import (
-    Frames,
+    Activations,
     HostMemory,
     Pool,
     Rows,
     Scratch,
-    SpilledFrames,
+    SpilledActivations,
     SpillFile,
     release_free_memory,
 )
 from temporal_vae.engine.workers import Workers
+
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Context:
     pool: Pool
     store: SpillFile | HostMemory | None  # of what is spilled
     dtype: torch.dtype
-    advance: Callable[[int], None]  # told of the multiply-adds of the network that are done
+    advance: Advance  # told of the multiply-adds of the network that are done
 
     def use(self, level: LevelPlan) -> None:
         """Get ready for the passes of a level."""
@@ -55,18 +57,27 @@ class Context:
             scratch.resize(level.scratch_bytes)
         self.weights.resize(level.weights_bytes)
 
-    def frames(self, shape: tuple[int, int, int, int], *, spilled: bool = False) -> Frames:
+    def activations(self, shape: tuple[int, int, int, int], *, spilled: bool) -> Activations:
         """Room for activations `(t, h, w, c)`."""
         if spilled:
             assert self.store is not None
-            return SpilledFrames(shape, self.dtype, self.store)
-        return Frames(shape, self.dtype, self.pool)
+            return SpilledActivations(shape, self.dtype, self.store)
+        return Activations(shape, self.dtype, self.pool)
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A convolution that is ready to run."""
+
+    weights: Weights
+    affine: Affine | None  # the norm that its source waits for, a row for each frame or one for the clip
+    work: int  # multiply-adds for each pixel of its target
 
 
 class Rematerialised:
-    """Enlarged frames that are computed where they are read, and never stored. Lends out rows as `Frames` does."""
+    """Enlarged frames that are computed where they are read, and never stored. Lends out rows as `Activations` does."""
 
-    def __init__(self, context: Context, small: Frames, weights: Weights) -> None:
+    def __init__(self, context: Context, small: Activations, weights: Weights) -> None:
         self._context, self._small, self._weights = context, small, weights
         self.height, self.width, self.channels = 2 * small.height, 2 * small.width, small.channels
 
@@ -85,30 +96,27 @@ class Rematerialised:
 
 def convolve(
     context: Context,
-    source: Frames | Rematerialised,
-    target: Frames | None,
-    weights: Weights,
+    convolution: Convolution,
+    source: Activations | Rematerialised,
+    target: Activations | None,
     frames: Sequence[int],
     *,
-    affine: Affine | None = None,
     add: bool = False,
-    enlarge: bool = False,
-    shortcut: tuple[Weights, Frames] | None = None,
+    shortcut: tuple[Weights, Activations] | None = None,
 ) -> Moments:
-    """3x3 convolution of each frame by itself, after the pending norm and SiLU; moments `(len(frames), c)`.
+    """3x3 convolution of each frame by itself, behind an enlargement or not; moments `(len(frames), c)`.
 
     Args:
         context: the surroundings.
+        convolution: what is computed.
         source: what is read.
         target: what is written; None if only the moments are wanted.
-        weights: of the convolution.
         frames: which frames.
-        affine: the pending norm, a row for each of `frames`.
         add: add the result to what the target holds.
-        enlarge: the weights are those of a nearest 2x enlargement and a convolution.
         shortcut: weights of a 1x1 convolution of the source without its norm, and where the result goes.
     """
-    kernels, channels = context.kernels, weights.outputs
+    kernels, weights = context.kernels, convolution.weights
+    channels, enlarge = weights.outputs, weights.enlarge
     height, width = source.height << enlarge, source.width << enlarge
 
     def tile(job: tuple[int, Span], worker: int) -> Moments:
@@ -124,11 +132,11 @@ def convolve(
             written = Rows(scratch.take((len(span), width, channels), context.dtype), span.first, height)
         else:
             written = (target.rows if add else target.blank_rows)(frame, span, scratch)
-        pending = None if affine is None else affine.of(position)
+        pending = None if convolution.affine is None else convolution.affine.of(position)
         moments = kernels.spatial(read, written, weights, pending, scratch, add=add)
         if target is not None:
             target.put_rows(frame, written)
-        context.advance(len(span) * width * channels * source.channels * 9)
+        context.advance(len(span) * width * convolution.work)
         return moments
 
     return _by_frame(context, tile, len(frames), height, width, channels)
@@ -136,26 +144,29 @@ def convolve(
 
 def convolve_over_time(
     context: Context,
-    source: Frames,
-    target: Frames | None,
-    weights: Weights,
-    affine: Affine,
+    convolution: Convolution,
+    source: Activations,
+    target: Activations | None,
     *,
     add: bool = False,
-    before: tuple[Weights, Affine] | None = None,
+    before: Convolution | None = None,
 ) -> Moments:
-    """(3,1,1) convolution of a clip after the pending norm and SiLU; moments `(t, c)`.
+    """(3,1,1) convolution of a clip; moments `(t, c)`.
 
     Args:
         context: the surroundings.
+        convolution: what is computed.
         source: what is read.
         target: what is written, `source` itself too; None if only the moments are wanted.
-        weights: of the convolution.
-        affine: the pending norm of the clip.
         add: add the result to what the target holds.
-        before: weights and norm of a convolution that comes first, whose result is not stored.
+        before: a convolution that comes first, whose result is not stored.
     """
-    kernels = context.kernels
+    kernels, weights = context.kernels, convolution.weights
+
+    def apply(one: Convolution, read: list[Tensor], written: list[Tensor], scratch: Scratch) -> Moments:
+        assert one.affine is not None
+        adds = add and one is convolution
+        return kernels.temporal(read, written, one.weights, one.affine, scratch, add=adds)
 
     def tile(span: Span, worker: int) -> Moments:
         scratch = context.scratch[worker].reset()
@@ -166,18 +177,17 @@ def convolve_over_time(
 
         if before is not None:
             hidden = room()
-            kernels.temporal(read, hidden, *before, scratch)
+            apply(before, read, hidden, scratch)
         if target is None:
             written = room()
         elif target is source:
             written = read
         else:
             written = (target.pixels if add else target.blank_pixels)(span, scratch)
-        moments = kernels.temporal(hidden, written, weights, affine, scratch, add=add)
+        moments = apply(convolution, hidden, written, scratch)
         if target is not None:
             target.put_pixels(span, written)
-            convolutions = 1 if before is None else 2
-            context.advance(len(span) * source.count * source.channels * weights.outputs * 3 * convolutions)
+        context.advance(len(span) * source.count * convolution.work)
         return moments
 
     pixels = source.height * source.width
@@ -188,7 +198,11 @@ def convolve_over_time(
 
 
 def enter(
-    context: Context, images: Tensor, target: Frames, weights: Weights, frames: Sequence[int]
+    context: Context,
+    convolution: Convolution,
+    images: Tensor,
+    target: Activations,
+    frames: Sequence[int],
 ) -> Moments:
     """3x3 convolution of pictures or latents `(n, c, h, w)` into activations; moments `(len(frames), c)`."""
     kernels = context.kernels
@@ -202,19 +216,26 @@ def enter(
         rows = scratch.take((len(reach), width, padded), context.dtype).zero_()
         rows[..., :channels] = images[frame, :, reach.first : reach.last].permute(1, 2, 0)
         written = target.blank_rows(frame, span, scratch)
-        moments = kernels.spatial(Rows(rows, reach.first, height), written, weights, None, scratch)
+        read = Rows(rows, reach.first, height)
+        moments = kernels.spatial(read, written, convolution.weights, None, scratch)
         target.put_rows(frame, written)
-        context.advance(len(span) * width * channels * target.channels * 9)
+        context.advance(len(span) * width * convolution.work)
         return moments
 
     return _by_frame(context, tile, len(frames), height, width, target.channels)
 
 
 def leave(
-    context: Context, source: Frames, images: Tensor, weights: Weights, frames: Sequence[int], affine: Affine
+    context: Context,
+    convolution: Convolution,
+    source: Activations,
+    images: Tensor,
+    frames: Sequence[int],
 ) -> None:
-    """3x3 convolution of activations, after norm and SiLU, into pictures or moments of latents `(n, c, h, w)`."""
+    """3x3 convolution of activations into pictures or moments of latents `(n, c, h, w)`."""
+    weights, pending = convolution.weights, convolution.affine
     channels, height, width = images.shape[1:]
+    assert pending is not None
 
     def tile(job: tuple[int, Span], worker: int) -> None:
         position, span = job
@@ -222,15 +243,19 @@ def leave(
         read = source.rows(frame, span.widened(1, height), scratch)
         written = scratch.take((len(span), width, weights.outputs), context.dtype)
         rows = Rows(written, span.first, height)
-        context.kernels.spatial(read, rows, weights, affine.of(position), scratch)
+        context.kernels.spatial(read, rows, weights, pending.of(position), scratch)
         images[frame, :, span.first : span.last] = written[..., :channels].permute(2, 0, 1)
-        context.advance(len(span) * width * channels * source.channels * 9)
+        context.advance(len(span) * width * convolution.work)
 
     context.workers.run(tile, _strips(context, len(frames), height, width, source.channels))
 
 
-def downsample(
-    context: Context, source: Frames, target: Frames, weights: Weights, frames: Sequence[int]
+def halve(
+    context: Context,
+    convolution: Convolution,
+    source: Activations,
+    target: Activations,
+    frames: Sequence[int],
 ) -> Moments:
     """Stride-2 3x3 convolution, zeros at the right and the bottom only; moments `(len(frames), c)`.
 
@@ -253,41 +278,61 @@ def downsample(
             columns[:, across:, tap] = 0
         written = target.blank_rows(frame, span, scratch)
         neighbours = Rows(columns.flatten(2), span.first, target.height)
-        moments = context.kernels.pointwise(neighbours, written, weights, scratch)
+        moments = context.kernels.pointwise(neighbours, written, convolution.weights, scratch)
         target.put_rows(frame, written)
-        context.advance(len(span) * width * target.channels * channels * 9)
+        context.advance(len(span) * width * convolution.work)
         return moments
 
     return _by_frame(context, tile, len(frames), target.height, width, 9 * channels)
 
 
-def attend(context: Context, frames: Frames, attention: Attention, moments: Moments) -> Moments:
-    """Attention of each frame over its own pixels, by the processor that the model was given; moments `(t, c)`."""
+def attend(
+    context: Context,
+    attention: Attention,
+    state: Activations,
+    frames: Sequence[int],
+    *,
+    moments: Moments,
+    work: int,
+) -> Moments:
+    """Attention of each frame over its own pixels, by the processor that the model was given; moments `(t, c)`.
+
+    Args:
+        context: the surroundings.
+        attention: what is computed.
+        state: what is read and added to.
+        frames: which frames.
+        moments: of these frames, for the norm.
+        work: multiply-adds for each pixel.
+    """
     gathered = []
-    for frame in range(frames.count):
-        with frames.borrow(frame, context.pool) as values:
+    for position, frame in enumerate(frames):
+        with state.borrow(frame, context.pool) as values:
             if is_plain(attention):
-                norm = affine(moments.of([frame]), cast("nn.GroupNorm", attention.group_norm))
+                norm = affine(moments.of([position]), cast("nn.GroupNorm", attention.group_norm))
                 add_attention(values, attention, norm, context.pool)
             else:
                 result = attention(values.permute(2, 0, 1)[None])
                 values.copy_(result[0].permute(1, 2, 0))
-            gathered.append(Moments.of_values(values.view(1, -1, frames.channels)))
-        context.advance(4 * frames.height * frames.width * frames.channels * frames.channels)
+            gathered.append(Moments.of_values(values.view(1, -1, state.channels)))
+        context.advance(state.height * state.width * work)
     return stack(gathered)
 
 
-def finish_over_time(context: Context, images: Tensor, conv: nn.Conv3d) -> None:
-    """(3,1,1) convolution of the pictures `(t, c, h, w)` of a clip, in place."""
+def finish_over_time(context: Context, conv: nn.Conv3d, images: Tensor, *, work: int) -> None:
+    """(3,1,1) convolution of the pictures `(t, c, h, w)` of a clip, in place; `work` as in `attend`."""
     flat = images.flatten(2)  # a view: the pictures are ours and contiguous
 
     def tile(span: Span, worker: int) -> None:
         image = flat[:, :, span.first : span.last].transpose(0, 1)[None]
         result = F.conv2d(image, conv.weight[..., 0], conv.bias, padding=(1, 0))
         flat[:, :, span.first : span.last] = result[0].transpose(0, 1)
+        context.advance(len(span) * flat.shape[0] * work)
 
-    pixels = flat.shape[2]
-    context.workers.run(tile, context.cut.runs(pixels, len(flat), 2 * flat.shape[1], context.workers.count))
+    runs = context.cut.runs(
+        flat.shape[2], flat.shape[0], finish_channels(flat.shape[1]), context.workers.count
+    )
+    context.workers.run(tile, runs)
 
 
 def _strips(context: Context, frames: int, height: int, width: int, channels: int) -> list[tuple[int, Span]]:

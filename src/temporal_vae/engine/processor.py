@@ -24,8 +24,10 @@ class Machine:
 @lru_cache(maxsize=1)
 def host() -> Machine | None:
     """This processor, or None where no kernels are made for it."""
-    import llvmlite.binding as llvm
-
+    try:
+        import llvmlite.binding as llvm
+    except (ImportError, OSError):  # without the compiler torch does the work; `trust` says so
+        return None
     features, name = llvm.get_host_cpu_features(), llvm.get_host_cpu_name()
     text = features.flatten()
     if features.get("avx512f") and features.get("avx512vl") and features.get("avx512bw"):

@@ -1,16 +1,14 @@
-"""Encoder and decoder as sequences of passes.
+"""The steps of a plan, one after the other, on a network's parameters.
 
-The state of a clip goes from block to block. A spatial block works on a few frames at a time, with one hidden
-activation for those frames only, and adds its result to the state in place; a temporal block needs the whole clip
-twice, once for each of its norms. Between levels, each group of frames is enlarged, consumed and released, so that two
-levels never stand in memory whole together.
+What the steps are, and in which order they come, is written in `schedule.py`; what a pass does is written in
+`passes.py`. Here activations are made room for, weights are packed, passes are called, and the moments that one pass
+gathers become the norm of the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,37 +17,37 @@ from torch import Tensor, nn
 
 from temporal_vae.engine import passes
 from temporal_vae.engine.kernels import Weights, kernels_for
-from temporal_vae.engine.passes import Context, Rematerialised
-from temporal_vae.engine.plan import LevelPlan, Plan
-from temporal_vae.engine.stats import Moments, affine, stack
-from temporal_vae.engine.storage import Frames, HostMemory, Pool, Scratch, SpillFile, spill_file
+from temporal_vae.engine.passes import Advance, Context, Convolution, Rematerialised
+from temporal_vae.engine.planner import LevelPlan, Plan
+from temporal_vae.engine.schedule import Pass, Place, Step
+from temporal_vae.engine.stats import Affine, Moments, affine, stack
+from temporal_vae.engine.storage import Activations, HostMemory, Pool, Scratch, SpillFile, spill_file
 from temporal_vae.engine.workers import Workers
-from temporal_vae.model.blocks import Downsample, SpatialResBlock, SpatioTemporalResBlock, Upsample
-from temporal_vae.model.decoder import TemporalDecoder, UpBlockTemporalDecoder
-from temporal_vae.model.encoder import DownEncoderBlock2D, Encoder
-
-Advance = Callable[[int], None]
 
 
-def decode(decoder: TemporalDecoder, latents: Tensor, plan: Plan, advance: Advance) -> Tensor:
-    """Latents `(b*t, z, h, w)` of clips of `plan.frames` frames to frames `(b*t, c, h*f, w*f)`."""
-    frames = latents.new_empty((len(latents), decoder.conv_out.out_channels, plan.height, plan.width))
-    with _context(plan, latents, advance) as context:
-        for start in range(0, len(latents), plan.frames):
-            clip = slice(start, start + plan.frames)
-            _decode_clip(context, decoder, latents[clip], frames[clip], plan)
-    return frames
+def run(network: nn.Module, x: Tensor, plan: Plan, advance: Advance) -> Tensor:
+    """Run a network as planned.
 
+    Args:
+        network: whose parameters the steps of the plan name.
+        x: latents or frames `(n, c, h, w)`; clips of `plan.frames`, one after the other.
+        plan: for the shape, dtype and device of `x`.
+        advance: told of the multiply-adds that are done; all of them are `plan.work`.
 
-def encode(encoder: Encoder, frames: Tensor, plan: Plan, advance: Advance) -> Tensor:
-    """Frames `(n, c, h, w)` to moments `(n, 2 * z, h/f, w/f)`, before `quant_conv`."""
-    shape = (len(frames), encoder.conv_out.out_channels, *plan.levels[-1].size)
-    moments = frames.new_empty(shape)
-    with _context(plan, frames, advance) as context:
-        for group in _groups(len(frames), plan.frames):
-            part = slice(group[0], group[-1] + 1)
-            _encode_group(context, encoder, frames[part], moments[part], plan)
-    return moments
+    Returns:
+        Frames, or moments of latents: `(n, c, h, w)`.
+    """
+    last = plan.levels[-1]
+    channels = next(one.outputs for step in last.steps for one in step.passes if one.kind == "leave")
+    result = x.new_empty((x.shape[0], channels, *last.size))
+    with _context(plan, x, advance) as context:
+        for start in range(0, x.shape[0], plan.frames):
+            part = slice(start, start + plan.frames)
+            clip = _Clip(context, network, x[part], result[part])
+            for level in plan.levels:
+                for step in level.steps:
+                    clip.run(step, level)
+    return result
 
 
 @contextmanager
@@ -77,217 +75,139 @@ def _context(plan: Plan, example: Tensor, advance: Advance) -> Iterator[Context]
         )
 
 
-def _decode_clip(
-    context: Context, decoder: TemporalDecoder, latents: Tensor, frames: Tensor, plan: Plan
-) -> None:
-    state, moments = _enter(context, decoder.conv_in, latents, plan.levels[0])
-    mid, lowest = decoder.mid_block, plan.levels[0]
-    middle = cast("Sequence[SpatioTemporalResBlock]", mid.resnets)
-    state, moments = _spatiotemporal(context, middle[0], state, moments, lowest)
-    if len(middle) > 1:
-        moments = passes.attend(context, state, cast("Attention", mid.attentions[0]), moments)
-        state, moments = _spatiotemporal(context, middle[1], state, moments, lowest)
-    enlarging: Upsample | None = None
-    for block, level in zip(
-        cast("Sequence[UpBlockTemporalDecoder]", decoder.up_blocks), plan.levels, strict=True
-    ):
-        for resnet in cast("Sequence[SpatioTemporalResBlock]", block.resnets):
-            state, moments = _spatiotemporal(context, resnet, state, moments, level, enlarging=enlarging)
-            enlarging = None
-        if block.upsamplers is not None:
-            enlarging = cast("Upsample", block.upsamplers[0])
-    _leave(context, decoder.conv_norm_out, decoder.conv_out, state, moments, frames)
-    passes.finish_over_time(context, frames, decoder.time_conv_out)
+class _Clip:
+    """A clip on its way through a network: its state after the steps so far, and the moments of that."""
 
+    def __init__(self, context: Context, network: nn.Module, source: Tensor, target: Tensor) -> None:
+        self._context, self._network = context, network
+        self._source, self._target = source, target
+        self._count = source.shape[0]
+        self._state: Activations | None = None
+        self._moments: Moments | None = None
 
-def _encode_group(context: Context, encoder: Encoder, frames: Tensor, latents: Tensor, plan: Plan) -> None:
-    state, moments = _enter(context, encoder.conv_in, frames, plan.levels[0])
-    below = (*plan.levels[1:], None)
-    for block, level, next_level in zip(encoder.down_blocks, plan.levels, below, strict=True):
-        block = cast("DownEncoderBlock2D", block)
-        for resnet in cast("Sequence[SpatialResBlock]", block.resnets):
-            state, moments = _spatial(context, resnet, state, moments, level)
-        if block.downsamplers is not None and next_level is not None:
-            halving = cast("Downsample", block.downsamplers[0])
-            state, moments = _halve(context, halving.conv, state, next_level)
-    mid, lowest = encoder.mid_block, plan.levels[-1]
-    middle = cast("Sequence[SpatialResBlock]", mid.resnets)
-    state, moments = _spatial(context, middle[0], state, moments, lowest)
-    moments = passes.attend(context, state, cast("Attention", mid.attentions[0]), moments)
-    state, moments = _spatial(context, middle[1], state, moments, lowest)
-    _leave(context, encoder.conv_norm_out, encoder.conv_out, state, moments, latents)
+    def run(self, step: Step, level: LevelPlan) -> None:
+        """One more step; a step that makes another state begins and ends with an empty pool."""
+        pool = self._context.pool
+        if step.made is not None:
+            pool.clear()
+        self._context.use(level)
+        places = self._places(step)
+        room = self._context.weights.reset()
+        packed = [self._pack(one, room) for one in step.passes]
+        gathered = []
+        for group in _groups(self._count, step.together):
+            moments = self._group(step, packed, places, group)
+            gathered += [] if moments is None else [moments]
+        if step.made is not None:
+            self._state = places["made"]
+        if step.releases:
+            pool.clear()
+        self._moments = stack(gathered) if gathered else None
 
+    def _places(self, step: Step) -> dict[Place, Activations]:
+        """The activations of a step; there is none where one is computed when it is read."""
+        places: dict[Place, Activations] = {}
+        if self._state is not None:
+            places["state"] = self._state
+        names: tuple[Place, ...] = ("made", "hidden", "enlarged")
+        for name in names:
+            activation = step.place(name)
+            if activation is not None and activation.keep != "recomputed":
+                shape = (self._count, *activation.size, activation.channels)
+                places[name] = self._context.activations(shape, spilled=activation.keep == "spilled")
+        return places
 
-def _enter(context: Context, conv: nn.Conv2d, images: Tensor, level: LevelPlan) -> tuple[Frames, Moments]:
-    context.use(level)
-    state = context.frames((len(images), *level.size, conv.out_channels), spilled=level.spill)
-    weights = context.kernels.spatial_weights(conv, context.weights.reset())
-    for frame in range(len(images)):
-        state.prepare(frame)
-    return state, passes.enter(context, images, state, weights, range(len(images)))
-
-
-def _leave(
-    context: Context, norm: nn.GroupNorm, conv: nn.Conv2d, state: Frames, moments: Moments, images: Tensor
-) -> None:
-    weights = context.kernels.spatial_weights(conv, context.weights.reset())
-    passes.leave(context, state, images, weights, range(state.count), affine(moments, norm))
-    state.close()
-    context.pool.clear()
-
-
-def _halve(context: Context, conv: nn.Conv2d, state: Frames, level: LevelPlan) -> tuple[Frames, Moments]:
-    context.pool.clear()
-    target = context.frames((state.count, *level.size, conv.out_channels), spilled=level.spill)
-    weights = context.kernels.strided_weights(conv, context.weights.reset())
-    gathered = []
-    for frame in range(state.count):
-        target.prepare(frame)
-        gathered.append(passes.downsample(context, state, target, weights, [frame]))
-        state.release(frame, reuse=False)
-    context.pool.clear()
-    return target, stack(gathered)
-
-
-def _spatiotemporal(
-    context: Context,
-    block: SpatioTemporalResBlock,
-    state: Frames,
-    moments: Moments,
-    level: LevelPlan,
-    *,
-    enlarging: Upsample | None = None,
-) -> tuple[Frames, Moments]:
-    """One block of the decoder."""
-    state, moments = _spatial(context, block.spatial_res_block, state, moments, level, enlarging=enlarging)
-    temporal, mix = block.temporal_res_block, _blend(block)
-    kernels, room = context.kernels, context.weights.reset()
-    first = kernels.temporal_weights(temporal.conv1, state.count, room)
-    second = kernels.temporal_weights(temporal.conv2, state.count, room, factor=mix)
-    outer = affine(moments.over_frames(), temporal.norm1)
-    if level.recompute:
-        moments = passes.convolve_over_time(context, state, None, first, outer)
-        inner = affine(moments.over_frames(), temporal.norm2)
-        moments = passes.convolve_over_time(
-            context, state, state, second, inner, add=True, before=(first, outer)
-        )
-    else:
-        shape = (state.count, state.height, state.width, state.channels)
-        hidden = context.frames(shape, spilled=level.spill)
-        for frame in range(state.count):
-            hidden.prepare(frame)
-        moments = passes.convolve_over_time(context, state, hidden, first, outer)
-        inner = affine(moments.over_frames(), temporal.norm2)
-        moments = passes.convolve_over_time(context, hidden, state, second, inner, add=True)
-        hidden.close()
-    return state, moments
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Packed:
-    """A spatial block, and the enlargement before it if there is one, ready to run."""
-
-    block: SpatialResBlock
-    first: Weights
-    second: Weights
-    shortcut: Weights | None  # where the number of channels changes
-    enlarge: Weights | None
-
-    @classmethod
-    def of(cls, context: Context, block: SpatialResBlock, enlarging: Upsample | None) -> _Packed:
-        kernels, room = context.kernels, context.weights.reset()
-        shortcut = block.conv_shortcut
-        return cls(
-            block=block,
-            first=kernels.spatial_weights(block.conv1, room),
-            second=kernels.spatial_weights(block.conv2, room),
-            shortcut=None if shortcut is None else kernels.pointwise_weights(shortcut, room),
-            enlarge=None
-            if enlarging is None
-            else kernels.spatial_weights(enlarging.conv, room, enlarge=True),
-        )
-
-
-def _spatial(
-    context: Context,
-    block: SpatialResBlock,
-    state: Frames,
-    moments: Moments,
-    level: LevelPlan,
-    *,
-    enlarging: Upsample | None = None,
-) -> tuple[Frames, Moments]:
-    """A spatial block, behind an enlargement or not, a few frames at a time.
-
-    The result is added to the block's input in place. Where the block changes the number of channels it gets a place
-    of its own, and what the shortcut makes of the input is put there first.
-    """
-    if enlarging is not None or block.conv_shortcut is not None:
-        context.pool.clear()  # of what has the size of the level before
-    context.use(level)
-    packed = _Packed.of(context, block, enlarging)
-    shape = (state.count, *level.size, block.conv1.out_channels)
-    hidden = context.frames(shape, spilled=level.spill_work)
-    target = state
-    if packed.enlarge is not None or packed.shortcut is not None:
-        target = context.frames(shape, spilled=level.spill)
-    gathered = []
-    for group in _groups(state.count, level.together):
-        source, pending = _source(context, packed, state, moments.of(group), target, group, level)
+    def _group(
+        self,
+        step: Step,
+        packed: Sequence[tuple[Weights | None, Weights | None]],
+        places: dict[Place, Activations],
+        group: Sequence[int],
+    ) -> Moments | None:
+        """All passes of a step over some frames; the moments of what the last one wrote."""
+        moments = None if self._moments is None else self._moments.of(group)
+        for name, activations in places.items():
+            for frame in group if name != "state" else ():
+                activations.prepare(frame)
+        recomputed: dict[Place, Convolution] = {}
+        for one, (weights, shortcut) in zip(step.passes, packed, strict=True):
+            if one.kind == "attend":
+                attention = cast("Attention", self._network.get_submodule(one.module))
+                assert moments is not None
+                moments = passes.attend(
+                    self._context, attention, places["state"], group, moments=moments, work=one.work
+                )
+            elif weights is None:
+                conv = cast("nn.Conv3d", self._network.get_submodule(one.module))
+                passes.finish_over_time(self._context, conv, self._target, work=one.work)
+            else:
+                convolution = Convolution(weights, self._pending(one, moments), one.work)
+                moments = self._convolve(one, convolution, shortcut, places, recomputed, group)
         for frame in group:
-            hidden.prepare(frame)
-            target.prepare(frame)
-        pending = passes.convolve(
-            context,
-            source,
-            hidden,
-            packed.first,
-            group,
-            affine=affine(pending, block.norm1),
-            shortcut=None if packed.shortcut is None else (packed.shortcut, target),
-        )
-        norm = affine(pending, block.norm2)
-        gathered.append(passes.convolve(context, hidden, target, packed.second, group, affine=norm, add=True))
-        for frame in group:
-            hidden.release(frame)
-            if target is not state:
-                state.release(frame, reuse=False)  # of another size than what comes
-            if source is not target:
-                source.release(frame)
-    if target is not state:
-        context.pool.clear()
-    return target, stack(gathered)
+            for name, activations in places.items():
+                if name == "state" and step.releases:
+                    activations.release(frame, reuse=False)  # of another size than what comes
+                elif name in ("hidden", "enlarged"):
+                    activations.release(frame)
+        return moments
+
+    def _convolve(
+        self,
+        one: Pass,
+        convolution: Convolution,
+        shortcut: Weights | None,
+        places: dict[Place, Activations],
+        recomputed: dict[Place, Convolution],
+        group: Sequence[int],
+    ) -> Moments | None:
+        context, target, before = self._context, places.get(one.target), recomputed.get(one.source)
+        if target is None and one.target != "pictures":
+            recomputed[one.target] = convolution
+        if one.kind == "enter":
+            return passes.enter(context, convolution, self._source, places["made"], group)
+        source = places[one.source if before is None else "state"]
+        if one.kind == "leave":
+            passes.leave(context, convolution, source, self._target, group)
+            return None
+        if one.kind == "halve":
+            return passes.halve(context, convolution, source, places["made"], group)
+        if one.kind == "temporal":
+            return passes.convolve_over_time(context, convolution, source, target, add=one.add, before=before)
+        read = source if before is None else Rematerialised(context, source, before.weights)
+        beside = None if shortcut is None else (shortcut, places["made"])
+        return passes.convolve(context, convolution, read, target, group, add=one.add, shortcut=beside)
+
+    def _pending(self, one: Pass, moments: Moments | None) -> Affine | None:
+        """The norm in front of a pass, of each frame by itself or of the clip."""
+        if one.norm is None:
+            return None
+        assert moments is not None, "a norm needs the moments of what it normalises"
+        norm = cast("nn.GroupNorm", self._network.get_submodule(one.norm))
+        return affine(moments.over_frames() if one.kind == "temporal" else moments, norm)
+
+    def _pack(self, one: Pass, room: Scratch) -> tuple[Weights | None, Weights | None]:
+        """The weights of a pass, and of its shortcut, as the kernels read them."""
+        kernels, network = self._context.kernels, self._network
+        if one.kind in ("attend", "finish"):
+            return None, None
+        module = network.get_submodule(one.module)
+        if one.kind == "temporal":
+            conv = cast("nn.Conv3d", module)
+            factor = None if one.mixer is None else _blend(network.get_submodule(one.mixer))
+            return kernels.temporal_weights(conv, self._count, room, factor=factor), None
+        conv2d = cast("nn.Conv2d", module)
+        if one.kind == "halve":
+            return kernels.strided_weights(conv2d, room), None
+        weights = kernels.spatial_weights(conv2d, room, enlarge=one.kind == "enlarge")
+        if one.shortcut is None:
+            return weights, None
+        shortcut = cast("nn.Conv2d", network.get_submodule(one.shortcut))
+        return weights, kernels.pointwise_weights(shortcut, room)
 
 
-def _source(
-    context: Context,
-    packed: _Packed,
-    state: Frames,
-    moments: Moments,
-    target: Frames,
-    group: Sequence[int],
-    level: LevelPlan,
-) -> tuple[Frames | Rematerialised, Moments]:
-    """What a spatial block reads of a group of frames, and its moments: the state, or that state enlarged."""
-    if packed.enlarge is None:
-        return state, moments
-    if (
-        packed.shortcut is None
-    ):  # the enlarged frames are what the block adds to: put them in their place at once
-        large = target
-    elif level.rematerialise:
-        moments = passes.convolve(context, state, None, packed.enlarge, group, enlarge=True)
-        return Rematerialised(context, state, packed.enlarge), moments
-    else:
-        large = context.frames((state.count, *level.size, state.channels), spilled=level.spill_work)
-    for frame in group:
-        large.prepare(frame)
-    return large, passes.convolve(context, state, large, packed.enlarge, group, enlarge=True)
-
-
-def _blend(block: SpatioTemporalResBlock) -> Tensor:
+def _blend(mixer: nn.Module) -> Tensor:
     """`a` of `y = a * temporal(s) + (1 - a) * s = s + a * (what the temporal block adds to s)`."""
-    factor = block.time_mixer.mix_factor
+    factor = cast("Tensor", mixer.mix_factor)
     return torch.sigmoid(factor.to(torch.promote_types(factor.dtype, torch.float32)))
 
 

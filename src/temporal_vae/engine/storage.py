@@ -1,8 +1,8 @@
 """Activations between passes: in memory, or in a file.
 
-`Frames` holds the frames of a clip, each `(h, w, c)` contiguous, and lends out two kinds of window: rows of one frame,
-and a run of pixels of all frames. In memory a window is a view; from a file it is read into the scratch of the thread
-that asks, and written back when it is done. Passes do not know which.
+`Activations` holds the frames of a clip, each `(h, w, c)` contiguous, and lends out two kinds of window: rows of one
+frame, and a run of pixels of all frames. In memory a window is a view; from a file it is read into the scratch of the
+thread that asks, and written back when it is done. Passes do not know which.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from temporal_vae.engine.geometry import Span
-from temporal_vae.engine.memory import is_memory
+from temporal_vae.engine.resources import is_memory
 from temporal_vae.errors import MemoryLimitError
 
 
@@ -108,8 +108,8 @@ class Scratch:
         return self._memory[start : start + nbytes].view(dtype).view(tuple(shape))
 
 
-class Frames:
-    """The frames of a clip, `(t, h, w, c)`, in memory."""
+class Activations:
+    """Activations of the frames of a clip, `(t, h, w, c)`, in memory."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, pool: Pool) -> None:
         self.count, self.height, self.width, self.channels = shape
@@ -304,8 +304,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).flatten().numpy())  # type: ignore[arg-type]
 
 
-class SpilledFrames(Frames):
-    """Frames that are kept elsewhere; windows are read into scratch and written back from it."""
+class SpilledActivations(Activations):
+    """Activations that are kept elsewhere; windows are read into scratch and written back from it."""
 
     def __init__(
         self, shape: tuple[int, int, int, int], dtype: torch.dtype, store: SpillFile | HostMemory

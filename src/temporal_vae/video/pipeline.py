@@ -23,7 +23,7 @@ from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.streams import stream
 from temporal_vae.video.audio import Audio
-from temporal_vae.video.coder import Coder, memory_limited
+from temporal_vae.video.coder import Coder
 from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.frames import Clip, clip_starts
 from temporal_vae.video.latents import (
@@ -112,9 +112,9 @@ def encode_video(
     """
     check_latent_target(target)
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
-    with memory_limited(vae, memory_limit), VideoReader(source, **selection) as reader:
+    with VideoReader(source, **selection) as reader:
         check_apart([target], reader.files)
-        coder = Coder(vae, reader.height, reader.width, progress)
+        coder = Coder(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
         together = coder.together
         if reader.expected_frames is not None:
             coder.work.expect(coder.encode_work(reader.expected_frames))
@@ -173,10 +173,10 @@ def decode_video(
     """
     check_writable(target)
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
-    with memory_limited(vae, memory_limit), LatentReader(source, vae=vae) as reader:
+    with LatentReader(source, vae=vae) as reader:
         check_apart([target], [source])
         info = reader.info
-        coder = Coder(vae, info.height, info.width, progress)
+        coder = Coder(vae, info.height, info.width, memory_limit=memory_limit, progress=progress)
         cut = clip_starts(len(reader), clip_frames, overlap)
         coder.work.expect(sum(coder.decode_work(stop - start) for start, stop in cut))
 
@@ -249,10 +249,9 @@ def reconstruct_video(
         check_writable(path)
     model_clock, quality = _Stopwatch(), QualityMeter()
     with ExitStack() as stack:
-        stack.enter_context(memory_limited(vae, memory_limit))
         reader = stack.enter_context(VideoReader(source, **selection))
         check_apart([target, *beside], reader.files)
-        coder = Coder(vae, reader.height, reader.width, progress)
+        coder = Coder(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
         if reader.expected_frames is not None:
             coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
         report_file = stack.enter_context(complete_or_nothing(beside[0]))

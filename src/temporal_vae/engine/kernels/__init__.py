@@ -24,6 +24,10 @@ class Weights(Protocol):
     def outputs(self) -> int:
         """Channels of the result, padding included."""
 
+    @property
+    def enlarge(self) -> bool:
+        """Whether a nearest 2x enlargement comes first."""
+
 
 W = TypeVar("W", bound=Weights)
 

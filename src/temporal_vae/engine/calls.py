@@ -1,0 +1,182 @@
+"""Encode and decode: by the engine where it may, by the modules where it must."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor, nn
+
+from temporal_vae.engine import gate, trust
+from temporal_vae.engine.cost import MIB
+from temporal_vae.engine.gate import Reason
+from temporal_vae.engine.planner import Plan, Task, plan
+from temporal_vae.engine.progress import counter
+from temporal_vae.engine.resources import free_memory
+from temporal_vae.engine.run import run
+from temporal_vae.engine.schedule import Network
+from temporal_vae.errors import InputError
+from temporal_vae.model.decoder import TemporalDecoder
+from temporal_vae.model.encoder import Encoder
+
+VARIABLE = "TEMPORAL_VAE_ENGINE"
+"""Environment variable: `auto` lets the engine work where it is trusted, `always` wherever it can, `never` nowhere."""
+
+MODULES_TAKE = 2  # times what the engine takes at most: where so much of a GPU is free, the modules fit
+
+logger = logging.get_logger(__name__)
+
+
+def encode(
+    encoder: nn.Module,
+    frames: Tensor,
+    network: Network,
+    *,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+) -> Tensor:
+    """Frames `(n, c, h, w)` in [-1, 1] to moments of latents `(n, 2 * z, h/f, w/f)`, before `quant_conv`.
+
+    Args:
+        encoder: `model.Encoder`, or what was put in its place.
+        frames: in the dtype and on the device of the encoder.
+        network: the configuration that the encoder was built with.
+        memory_limit: bytes above the loaded model, on a GPU of its memory; None stays within what is free.
+        workers: threads, or streams of a GPU; None for as many as torch would use.
+
+    Raises:
+        MemoryLimitError: the limit is too small; the message names the smallest that is not.
+    """
+    if torch.compiler.is_compiling():
+        return encoder(frames)
+    numbers = {
+        "in_channels": network.in_channels,
+        "latent_channels": network.latent_channels,
+        "block_out_channels": network.widths,
+        "layers_per_block": network.layers,
+    }
+
+    def planned(limit: int | None) -> Plan:
+        n, _, height, width = frames.shape
+        size = {"num_frames": n, "height": height, "width": width}
+        return plan_like("encode", network, frames, memory_limit=limit, workers=workers, **size)
+
+    made = _engine_plan("encode", encoder, frames, Encoder, numbers, planned, memory_limit)
+    return encoder(frames) if made is None else run(encoder, frames, made, counter(made.work))
+
+
+def decode(
+    decoder: nn.Module,
+    latents: Tensor,
+    network: Network,
+    *,
+    num_frames: int,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+) -> Tensor:
+    """Latents `(b*t, z, h, w)` of clips of `num_frames` to frames `(b*t, c, h*f, w*f)`, about [-1, 1].
+
+    Args:
+        decoder: `model.TemporalDecoder`, or what was put in its place.
+        latents: in the dtype and on the device of the decoder.
+        network: the configuration that the decoder was built with.
+        num_frames: length of a clip.
+        memory_limit: as in `encode`.
+        workers: as in `encode`.
+
+    Raises:
+        MemoryLimitError: the limit is too small; the message names the smallest that is not.
+    """
+
+    def by_modules() -> Tensor:
+        # As diffusers calls it: one that was put here may be of the published class, or wrap it.
+        clips = latents.shape[0] // num_frames
+        indicator = torch.zeros(clips, num_frames, dtype=latents.dtype, device=latents.device)
+        return decoder(latents, num_frames=num_frames, image_only_indicator=indicator)
+
+    if torch.compiler.is_compiling():
+        return by_modules()
+    numbers = {
+        "latent_channels": network.latent_channels,
+        "out_channels": network.out_channels,
+        "block_out_channels": network.widths,
+        "layers_per_block": network.layers,
+    }
+
+    def planned(limit: int | None) -> Plan:
+        height, width = (network.factor * size for size in latents.shape[-2:])
+        size = {"num_frames": num_frames, "height": height, "width": width}
+        clips = latents.shape[0] // num_frames
+        return plan_like("decode", network, latents, memory_limit=limit, workers=workers, clips=clips, **size)
+
+    made = _engine_plan("decode", decoder, latents, TemporalDecoder, numbers, planned, memory_limit)
+    return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
+
+
+def plan_like(
+    task: Task, network: Network, like: Tensor, *, workers: int | None = None, **shape: Any
+) -> Plan:
+    """`plan` for tensors of the dtype and on the device of `like`, with as many threads as torch would use."""
+    cpu = like.device.type == "cpu"
+    return plan(
+        task,
+        network,
+        dtype=str(like.dtype).removeprefix("torch."),
+        device=like.device.type,
+        workers=workers or (torch.get_num_threads() if cpu else 2),
+        **shape,
+    )
+
+
+def _engine_plan(
+    task: Task,
+    part: nn.Module,
+    x: Tensor,
+    kind: type[nn.Module],
+    numbers: dict[str, Any],
+    planned: Callable[[int | None], Plan],
+    memory_limit: int | None,
+) -> Plan | None:
+    """How the engine computes a call; None if the modules must, which is said once where it matters."""
+    if part is None:  # people free memory so
+        raise InputError(f"{task}: the {task}r of this model is None; load the model again to {task}")
+    choice = os.environ.get(VARIABLE) or "auto"
+    if choice not in ("auto", "always", "never"):
+        raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
+    reason = gate.reason(part, x, kind, numbers) if choice != "never" else _NEVER
+    if reason is None and choice == "auto":
+        reason = trust.reason(x.device, x.dtype)
+    if reason is not None:
+        _say(task, part, reason, limited=memory_limit is not None)
+        return None
+    if memory_limit is not None:
+        return planned(memory_limit)
+    unlimited, free = planned(None), free_memory(x.device)
+    if choice == "auto" and x.device.type == "cuda" and MODULES_TAKE * unlimited.peak <= free:
+        return None  # until figures from cards are in benchmarks/results
+    if unlimited.peak <= free:
+        return unlimited
+    # Where too little is free, the smallest plan.
+    return planned(max(free // MIB * MIB, min(offer.peak for offer in unlimited.ladder)))
+
+
+_NEVER = Reason(f"{VARIABLE} is never", f"unset {VARIABLE}", ordinary=True)
+_said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # of which part what was said
+
+
+def _say(task: Task, part: nn.Module, reason: Reason, *, limited: bool) -> None:
+    """Say once that the modules run, where anybody need be told."""
+    if limited:
+        message = f"{task}: the memory limit is not kept, since the plain modules run: {reason.text}; {reason.remedy}"
+    elif not reason.ordinary:
+        message = f"{task}: the plain modules run, without the engine: {reason.text}"
+    else:
+        return
+    said = _said.setdefault(part, set())
+    if message not in said:
+        said.add(message)
+        logger.warning(message)

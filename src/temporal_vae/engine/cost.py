@@ -1,0 +1,341 @@
+"""What steps take, in bytes and in work: a fold over the schedule. Integers only, no torch.
+
+Tiles are cut here by the formulas that cut them in the passes (`geometry.py`); what a pass takes of a worker's scratch
+follows from what it reads and writes, and what is alive at once from what a step needs, makes and releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from temporal_vae.engine import processor
+from temporal_vae.engine.geometry import BLOCK, QUERIES, TILE, Cut, finish_channels, scratch_bytes
+from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Level, Levels, Pass, Rung, Step
+
+MIB = 2**20
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+FIRST_USE = {"float32": 84 * MIB, "int16": 90 * MIB, "torch": 136 * MIB}
+"""What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
+PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
+SLACK = 1.01  # of what tensors need, for pages and allocators
+STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
+TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
+PANEL = 32  # channels that the native kernels write at least; inputs come in 16
+WIDEST_INPUT = 16
+ATTENTION_COPIES = 3  # activations of a frame that attention holds besides its input: normal, keys, values
+REPACKED = 2  # and of keys and values again, as torch lays 16-bit types out for its products
+ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
+ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
+SPATIAL_POINTS, TEMPORAL_POINTS = 36, 6  # of transformed weights: of 3x3 taps, and of three
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a level takes on a rung."""
+
+    peak: int  # bytes above the loaded model at its worst moment
+    alive: int  # of these, activations
+    scratch: int  # bytes of each worker
+    weights: int  # bytes of the packed weights that are held at once
+    work: int  # multiply-adds of a clip
+    again: int  # of these, those that are done a second time
+    spilled: int  # bytes of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepCost:
+    """What a step takes."""
+
+    makes: bool  # another state: it begins and ends with an empty pool
+    alive: int  # bytes of the states, at the worst moment
+    pooled: int  # bytes from the pool, which keeps them for the next step
+    besides: int  # bytes of temporaries
+    scratch: int
+    weights: int
+    work: int
+    again: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A network that is to be run on a shape, and what its levels take wherever they stand."""
+
+    name: str  # of the task
+    layers: Levels
+    sizes: Sequence[tuple[int, int]]  # of the levels, in the order in which they are computed
+    frames: int  # of a clip, or of the frames that are encoded together
+    batch: int  # frames of the whole call
+    output: int  # bytes of the result
+    dtype: str
+    device: str
+    workers: int
+
+    @cached_property
+    def item(self) -> int:
+        """Bytes of a value."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width of the pictures, the largest level."""
+        return max(self.sizes)
+
+    @cached_property
+    def arithmetic(self) -> processor.Arithmetic:
+        """How convolutions multiply."""
+        return processor.arithmetic(self.device, self.dtype)
+
+    @cached_property
+    def native(self) -> bool:
+        """Whether the processor's own kernels do the work, rather than torch's."""
+        return self.arithmetic != "torch"
+
+    @cached_property
+    def cut(self) -> Cut:
+        """How large tiles are."""
+        nbytes = STRIP_BYTES[self.device]
+        return Cut(strip_bytes=nbytes, run_bytes=nbytes, itemsize=self.item)
+
+    @cached_property
+    def work(self) -> int:
+        """Multiply-adds of a clip."""
+        return sum(self.cost(index, WHOLE, "memory").work for index in range(len(self.sizes)))
+
+    def together(self, index: int) -> int:
+        """Frames that give every worker a few blocks of tiles."""
+        height, width = self.sizes[index]
+        blocks = -(-height // TILE) * -(-width // TILE) // BLOCK
+        return max(1, min(self.frames, -(-4 * self.workers // max(1, blocks))))
+
+    def steps(self, index: int, rung: Rung, before: Keep) -> list[Step]:
+        """Those of a level on a rung; `before` is where the state of the level before is kept."""
+        level = self._level(index, rung, before)
+        return [layer.step(level) for layer in self.layers[index]]
+
+    def cost(self, index: int, rung: Rung, before: Keep) -> Cost:
+        """What a level takes on a rung; `before` is where the state of the level before is kept."""
+        key = (index, rung, before)
+        if key not in self._costs:
+            self._costs[key] = self._cost(self._level(index, rung, before), self.layers[index])
+        return self._costs[key]
+
+    def _level(self, index: int, rung: Rung, before: Keep) -> Level:
+        return Level(
+            frames=self.frames,
+            size=self.sizes[index],
+            together=self.together(index),
+            rung=rung,
+            size_before=self.sizes[max(0, index - 1)],
+            keep_before=before,
+        )
+
+    def _cost(self, level: Level, layers: Sequence[Layer]) -> Cost:
+        """The fold over the steps of a level."""
+        known: dict[Layer, _StepCost] = {}
+        spilled: dict[int, int] = {}  # frames in the file at once, by their size
+        alive = pool = scratch = weights = work = again = 0
+        for layer in layers:
+            if layer not in known:
+                step = layer.step(level)
+                known[layer] = self._step(step)
+                if level.rung.spills:
+                    self._spill(step, spilled)
+            cost = known[layer]
+            pool = max(0 if cost.makes else pool, cost.pooled)
+            alive = max(alive, cost.alive + pool + cost.besides)
+            pool = 0 if cost.makes else pool
+            scratch, weights = max(scratch, cost.scratch), max(weights, cost.weights)
+            work, again = work + cost.work, again + cost.again
+        tensors = self.output + alive + self._work_memory(scratch, weights)
+        return Cost(
+            peak=int(tensors * SLACK) + FIRST_USE[self.arithmetic],
+            alive=alive,
+            scratch=scratch,
+            weights=weights,
+            work=work,
+            again=again,
+            spilled=sum(nbytes * frames for nbytes, frames in spilled.items()),
+        )
+
+    def _work_memory(self, scratch: int, weights: int) -> int:
+        """Bytes of what the workers and the kernels take."""
+        if not self.native:
+            return self.workers * TEMPORARIES * STRIP_BYTES[self.device]
+        packing = (108 if self.arithmetic == "int16" else 72) * self._widest * PANEL * 4
+        return self.workers * (scratch + packing + PER_WORKER) + weights
+
+    def _step(self, step: Step) -> _StepCost:
+        together, makes = min(step.together, self.frames), step.made is not None
+        state, made = self._held(step.state), self._held(step.made)
+        alive = self.frames * state
+        if makes:  # group by group the one comes and the other goes
+            alive = max(alive + together * made, together * state + self.frames * made)
+        pooled, besides = together * (self._held(step.hidden) + self._held(step.enlarged)), 0
+        work = again = 0
+        for one in step.passes:
+            done = self.frames * step.size[0] * step.size[1] * one.work
+            target = step.place(one.target)
+            work += done
+            again += done if target is not None and target.keep == "recomputed" else 0
+            if one.kind == "attend":
+                assert step.state is not None
+                pooled, besides = self._attention(step.state)
+            elif one.kind == "finish":
+                channels = finish_channels(one.outputs)
+                run = self._run(step.size, channels)
+                besides = self.workers * run * self.frames * channels * self.item
+        return _StepCost(
+            makes=makes,
+            alive=alive,
+            pooled=pooled,
+            besides=besides,
+            scratch=max(self._scratch(step, one) for one in step.passes),
+            weights=sum(map(self._weights, step.passes)) if self.native else 0,
+            work=work,
+            again=again,
+        )
+
+    def _held(self, activation: Activation | None) -> int:
+        """Bytes of a frame in memory."""
+        if activation is None or activation.keep != "memory":
+            return 0
+        return activation.values * self.item
+
+    def _spill(self, step: Step, spilled: dict[int, int]) -> None:
+        """Count the frames in the file; a state of another size was counted where it was made."""
+        together = min(step.together, self.frames)
+        counts: dict[int, int] = {}
+        for activation, frames in (
+            (step.state, self.frames if step.state and step.state.size == step.size else 0),
+            (step.made, self.frames),
+            (step.hidden, together),
+            (step.enlarged, together),
+        ):
+            if activation is not None and activation.keep == "spilled":
+                nbytes = activation.values * self.item
+                counts[nbytes] = counts.get(nbytes, 0) + frames
+        for nbytes, frames in counts.items():
+            spilled[nbytes] = max(spilled.get(nbytes, 0), frames)
+
+    def _attention(self, state: Activation) -> tuple[int, int]:
+        """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
+        frame = state.values * self.item
+        queries = min(QUERIES, state.values // state.channels) * state.channels * max(self.item, 4)
+        repacked = REPACKED * frame if self.item == 2 else 0
+        pooled = (ATTENTION_COPIES + (state.keep == "spilled")) * frame
+        return pooled, repacked + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
+
+    def _scratch(self, step: Step, one: Pass) -> int:
+        """Bytes of scratch that a job takes; each piece may take 64 more."""
+        if one.kind in ("attend", "finish"):
+            return 0
+        if one.kind == "temporal":
+            return self._scratch_over_time(step, one)
+        source, target, across = step.place(one.source), step.place(one.target), step.size[1]
+        frames = min(step.together, self.frames)
+        inputs, points = one.inputs, SPATIAL_POINTS
+        rows = self._rows(step.size, one.inputs if one.kind == "leave" else one.outputs, frames)
+        reach = rows + 2
+        total = windows = 0
+        if one.kind == "halve":
+            inputs, points = 9 * one.inputs, 1
+            rows = self._rows(step.size, inputs, frames)
+            reach = 2 * rows + 1
+            windows += rows * across * inputs
+        elif one.kind == "enlarge":
+            reach = rows // 2 + 3
+        if source is None:
+            windows += reach * across * _padded(inputs, WIDEST_INPUT)
+        elif source.keep == "spilled":
+            windows += reach * source.size[1] * one.inputs
+        elif source.keep == "recomputed":  # with the rows around that tiles end in
+            windows += (rows + 2 * TILE) * across * inputs
+            total += self._kernel(inputs, inputs, points)
+            if step.state is not None and step.state.keep == "spilled":
+                windows += (rows // 2 + TILE + 3) * step.state.size[1] * inputs
+        if target is None:
+            windows += rows * across * _padded(one.outputs, PANEL)
+        elif target.keep != "memory":
+            windows += rows * across * one.outputs
+        if one.shortcut is not None:
+            total += self._kernel(inputs, one.outputs, 1)
+            spills = step.made is not None and step.made.keep == "spilled"
+            windows += rows * across * one.outputs if spills else 0
+        return total + self._kernel(inputs, one.outputs, points) + windows * self.item + 5 * 64
+
+    def _scratch_over_time(self, step: Step, one: Pass) -> int:
+        """As `_scratch`; a job holds the same pixels of all frames."""
+        source, target = step.place(one.source), step.place(one.target)
+        assert source is not None
+        assert target is not None
+        windows, kernels = 0, 1
+        if source.keep == "recomputed":  # from the state, which is also where the result goes
+            windows, kernels = 1, 2
+            source = step.state
+        windows += source is not None and source.keep == "spilled"
+        windows += target.keep != "memory" and target != source
+        run = self._run(step.size, one.outputs)
+        kernel = self._kernel(one.inputs, one.outputs, 1 if self.frames == 1 else TEMPORAL_POINTS)
+        return windows * self.frames * (run * one.outputs * self.item + 64) + kernels * kernel
+
+    def _weights(self, one: Pass) -> int:
+        """Bytes of packed weights that a pass reads."""
+        if one.kind in ("attend", "finish"):
+            return 0
+        points = SPATIAL_POINTS
+        inputs = one.inputs
+        if one.kind == "halve":
+            inputs, points = 9 * inputs, 1
+        elif one.kind == "temporal":
+            points = 1 if self.frames == 1 else TEMPORAL_POINTS
+        packed = self._packed(inputs, one.outputs, points)
+        return packed + (self._packed(inputs, one.outputs, 1) if one.shortcut is not None else 0)
+
+    def _packed(self, inputs: int, outputs: int, points: int) -> int:
+        inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+        if self.arithmetic == "int16":
+            return inputs * outputs * points * 2 + outputs * points * 4 + 128
+        return inputs * outputs * points * 4 + 128
+
+    def _kernel(self, inputs: int, outputs: int, points: int) -> int:
+        """Bytes of scratch that a kernel takes."""
+        if not self.native:
+            return 0
+        inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+        return scratch_bytes(inputs, outputs, points, fixed=self.arithmetic == "int16") + 64
+
+    def _rows(self, size: tuple[int, int], channels: int, frames: int) -> int:
+        """Rows of a strip, at most."""
+        key = (*size, channels, frames)
+        if key not in self._longest:
+            strips = self.cut.strips(*size, channels, frames, self.workers)
+            self._longest[key] = max(map(len, strips))
+        return self._longest[key]
+
+    def _run(self, size: tuple[int, int], channels: int) -> int:
+        """Pixels of a run, at most."""
+        key = (*size, channels, 0)
+        if key not in self._longest:
+            runs = self.cut.runs(size[0] * size[1], self.frames, channels, self.workers)
+            self._longest[key] = max(map(len, runs))
+        return self._longest[key]
+
+    @cached_property
+    def _widest(self) -> int:
+        """Channels of the widest activation."""
+        steps = (step for i in range(len(self.sizes)) for step in self.steps(i, WHOLE, "memory"))
+        return max(max(one.inputs, one.outputs) for step in steps for one in step.passes)
+
+    @cached_property
+    def _costs(self) -> dict[tuple[int, Rung, Keep], Cost]:
+        return {}
+
+    @cached_property
+    def _longest(self) -> dict[tuple[int, ...], int]:
+        return {}
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

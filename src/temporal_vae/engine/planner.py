@@ -1,0 +1,334 @@
+"""From a shape and a memory limit to a plan: integers only, no torch.
+
+A `Plan` says, level by level, on which rung of the memory ladder a level stands, what its steps are, and the peak of
+memory all that needs. `cost.py` counts what the steps hold, so the peak is a promise: what the process uses above the
+loaded model stays below it, and close to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from numbers import Integral
+from typing import Literal
+
+from temporal_vae.engine import schedule
+from temporal_vae.engine.cost import ITEMSIZE, MIB, STRIP_BYTES, Cost, Workload
+from temporal_vae.engine.geometry import Cut
+from temporal_vae.engine.schedule import ENCODER_RUNGS, RUNGS, Network, Rung, Step
+from temporal_vae.errors import InputError, MemoryLimitError
+
+ENOUGH_LATENTS = 8192  # pixels of the lowest level that make packing its weights worth the while
+DEVICES = tuple(STRIP_BYTES)
+"""Kinds of devices on which the engine runs."""
+DTYPES = tuple(ITEMSIZE)
+
+Task = Literal["decode", "encode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelPlan:
+    """How one level is computed."""
+
+    size: tuple[int, int]  # height and width
+    together: int  # frames that a spatial block works on at a time
+    rung: Rung  # where its activations are kept
+    scratch_bytes: int  # of each worker
+    weights_bytes: int  # of the packed weights that are held at once
+    steps: tuple[Step, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What all levels on one rung take."""
+
+    name: str  # of the rung
+    peak: int  # bytes above the loaded model
+    extra_work: float  # share of the arithmetic that is done a second time
+    spill_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a clip is decoded or encoded. `print(plan)` shows it, and the ladder it was chosen from."""
+
+    task: str  # "decode" or "encode"
+    frames: int  # of a clip, or of the frames that are encoded together
+    batch: int  # frames of the whole call
+    height: int  # of the pictures
+    width: int
+    dtype: str
+    memory_limit: int | None
+    rung: str  # the lowest that a level stands on
+    levels: tuple[LevelPlan, ...]  # in the order in which they are computed
+    workers: int
+    cut: Cut
+    spill_bytes: int
+    peak: int  # bytes above the loaded model
+    extra_work: float
+    work: int  # multiply-adds of the network on the whole batch
+    ladder: tuple[Offer, ...]
+
+    def __str__(self) -> str:
+        limit = "what is free" if self.memory_limit is None else readable(self.memory_limit)
+        lines = [
+            f"{self.task} {self.batch} frames of {self.height}x{self.width} (height x width), clips of {self.frames}, "
+            f"{self.dtype}, {self.workers} threads; limit {limit}",
+            "",
+            f"  {'rung':28} {'peak':>10} {'extra work':>11} {'spilled':>10}",
+        ]
+        for rung in self.ladder:
+            mark = "->" if rung.name == self.rung else "  "
+            spilled = readable(rung.spill_bytes) if rung.spill_bytes else "-"
+            lines.append(
+                f"{mark} {rung.name:28} {readable(rung.peak):>9} {rung.extra_work:>10.1%} {spilled:>11}"
+            )
+        lines += [
+            "",
+            f"chosen: peak {readable(self.peak)} above the loaded model, {self.extra_work:.1%} extra work",
+        ]
+        lines += [
+            f"  level {level.size[0]}x{level.size[1]}: {level.rung.name}, {level.together} frames together"
+            for level in self.levels
+        ]
+        return "\n".join(lines)
+
+
+def readable(nbytes: int) -> str:
+    """`3.25 GiB`."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / MIB:.0f} MiB"
+
+
+def plan(
+    task: Task,
+    network: Network,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+    memory_limit: int | None = None,
+    clips: int = 1,
+    workers: int | None = None,
+) -> Plan:
+    """Plan the decoding of clips, or the encoding of frames.
+
+    Frames are encoded each by itself, a few at a time; how many is `Plan.frames`.
+
+    Args:
+        task: `"decode"` or `"encode"`.
+        network: the configuration.
+        num_frames: length of a clip.
+        height: of the frames in pixels; for decoding a multiple of the network's factor.
+        width: of the frames in pixels.
+        dtype: of model and activations: float32, bfloat16, float16 or float64.
+        device: `"cpu"` or `"cuda"`: whose memory is counted, and which kernels work.
+        memory_limit: bytes above the loaded model; None for no limit.
+        clips: how many clips one call decodes, one after the other.
+        workers: threads, or streams of a GPU; None for all cores.
+
+    Raises:
+        InputError: a size that no latents have, or an unknown dtype.
+        MemoryLimitError: the limit is below what the last rung needs; the message says how much that is.
+    """
+    counts = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
+    _check(dtype=dtype, device=device, **counts)
+    whole = {name: int(count) for name, count in counts.items()}
+    return _plan(
+        task,
+        network,
+        dtype=dtype,
+        device=device,
+        memory_limit=memory_limit,
+        workers=workers or cores(),
+        **whole,
+    )
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    task: Task, network: Network, *, num_frames: int, height: int, width: int, dtype: str, device: str,
+    memory_limit: int | None, clips: int, workers: int,
+) -> Plan:  # fmt: skip
+    factor, widths = network.factor, network.widths
+    sizes = [(height >> level, width >> level) for level in range(len(widths))]
+    item = ITEMSIZE[dtype]
+
+    def load(frames: int, layers: schedule.Levels, sizes: Sequence[tuple[int, int]], output: int) -> Workload:
+        return Workload(
+            name=task, layers=layers, sizes=tuple(sizes), frames=frames, batch=clips * num_frames, output=output * item,
+            dtype=dtype, device=device, workers=workers,
+        )  # fmt: skip
+
+    if task == "decode":
+        if height % factor or width % factor:
+            raise InputError(
+                f"plan: {height}x{width} pixels are not made of latents; height and width must be multiples of {factor}"
+            )
+        output = clips * num_frames * network.out_channels * height * width
+        return choose(load(num_frames, _decoder(network), sizes[::-1], output), memory_limit, RUNGS)
+    if min(height, width) < factor:
+        raise InputError(f"plan: frames of {height}x{width} are too small; at least {factor}x{factor} pixels")
+    latents = sizes[-1][0] * sizes[-1][1]
+    output = (
+        3 * clips * num_frames * 2 * network.latent_channels * latents
+    )  # moments, before and after quant_conv
+    most = max(1, min(num_frames, -(-ENOUGH_LATENTS // latents)))
+    refusal: MemoryLimitError | None = None
+    for frames in sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True):
+        some = load(frames, _encoder(network), sizes, output)
+        for rungs in (ENCODER_RUNGS[:1], ENCODER_RUNGS) if frames == 1 else (ENCODER_RUNGS[:1],):
+            try:
+                return choose(some, memory_limit, rungs, ENCODER_RUNGS)
+            except MemoryLimitError as error:
+                refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+_decoder, _encoder = lru_cache(schedule.decoder), lru_cache(schedule.encoder)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(*, dtype: str, device: str, **counts: int) -> None:
+    if device not in DEVICES:
+        raise InputError(f"plan: device {device!r} is not one of {', '.join(DEVICES)}")
+    if dtype not in ITEMSIZE:
+        raise InputError(f"plan: dtype {dtype!r} is not one of {', '.join(ITEMSIZE)}")
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or isinstance(count, bool) or int(count) < 1:
+            raise InputError(f"plan: {name}={count!r} must be a whole number of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Path:
+    """On which rungs some levels stand, from the first one on, and what that costs."""
+
+    rungs: tuple[Rung, ...] = ()
+    spill_bytes: int = 0
+    again: int = 0  # multiply-adds that are done a second time
+    down: int = 0  # how far down the ladder, summed
+    peak: int = 0
+
+    def then(self, rung: Rung, cost: Cost, down: int) -> _Path:
+        """With one more level."""
+        return _Path(
+            rungs=(*self.rungs, rung),
+            spill_bytes=self.spill_bytes + cost.spilled,
+            again=self.again + cost.again,
+            down=self.down + down,
+            peak=max(self.peak, cost.peak),
+        )
+
+    def keep(self, rung: Rung) -> schedule.Keep:
+        """Where the state before the next level is kept."""
+        return (self.rungs[-1] if self.rungs else rung).state
+
+    @property
+    def price(self) -> tuple[int, int, int]:
+        """A file costs more than arithmetic."""
+        return self.spill_bytes, self.again, self.down
+
+    def may_go_on(self, load: Workload, rung: Rung) -> bool:
+        """What grows from level to level does not come back from a file; what shrinks does not go there."""
+        if not self.rungs:
+            return True
+        spills, spilled = rung.spills, self.rungs[-1].spills
+        grows = load.sizes[0] <= load.sizes[-1]
+        return spills >= spilled if grows else spills <= spilled
+
+
+def _best(
+    load: Workload, rungs: Sequence[Rung], limit: int | None, price: Callable[[_Path], tuple[int, ...]]
+) -> _Path | None:
+    """The cheapest way through the levels within a limit, each on one of `rungs`; None if there is none.
+
+    A level's peak depends on the level before it only, so the best way to each rung of a level is all that counts.
+    """
+    paths = [_Path()]
+    for index in range(len(load.sizes)):
+        longer = []
+        for down, rung in enumerate(rungs):
+            ways = [
+                path.then(rung, load.cost(index, rung, path.keep(rung)), down)
+                for path in paths
+                if path.may_go_on(load, rung)
+            ]
+            fitting = [way for way in ways if limit is None or way.peak <= limit]
+            longer += [min(fitting, key=price)] if fitting else []
+        paths = longer
+    return min(paths, key=price, default=None)
+
+
+def choose(
+    load: Workload, limit: int | None, rungs: Sequence[Rung], shown: Sequence[Rung] | None = None
+) -> Plan:
+    """The cheapest plan within the limit. Levels may stand on different rungs."""
+    path = _best(load, rungs, limit, lambda path: path.price)
+    height, width = load.picture
+    if path is None:
+        least = _best(load, rungs, None, lambda path: (path.peak,))
+        assert least is not None
+        raise MemoryLimitError(
+            f"memory limit {readable(limit or 0)}: to {load.name} {load.frames} frames of {height}x{width} in "
+            f"{load.dtype} takes at least {-(-least.peak // MIB)} MiB; raise the limit to that"
+        )
+    return Plan(
+        task=load.name,
+        frames=load.frames,
+        batch=load.batch,
+        height=height,
+        width=width,
+        dtype=load.dtype,
+        memory_limit=limit,
+        rung=max(path.rungs, key=RUNGS.index).name,
+        levels=_levels(load, path.rungs),
+        workers=load.workers,
+        cut=load.cut,
+        spill_bytes=path.spill_bytes,
+        peak=path.peak,
+        extra_work=path.again / load.work,
+        work=load.work // load.frames * load.batch,
+        ladder=_ladder(load, shown or rungs),
+    )
+
+
+def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
+    levels = []
+    for index, rung in enumerate(rungs):
+        before = rungs[max(0, index - 1)].state
+        cost = load.cost(index, rung, before)
+        levels.append(
+            LevelPlan(
+                size=load.sizes[index],
+                together=load.together(index),
+                rung=rung,
+                scratch_bytes=cost.scratch,
+                weights_bytes=cost.weights,
+                steps=tuple(load.steps(index, rung, before)),
+            )
+        )
+    return tuple(levels)
+
+
+def _ladder(load: Workload, rungs: Sequence[Rung]) -> tuple[Offer, ...]:
+    """The rungs, each below the one before; those that would save nothing are left out."""
+    ladder: list[Offer] = []
+    for rung in rungs:
+        costs = [load.cost(index, rung, rung.state) for index in range(len(load.sizes))]
+        offer = Offer(
+            name=rung.name,
+            peak=max(cost.peak for cost in costs),
+            extra_work=sum(cost.again for cost in costs) / load.work,
+            spill_bytes=sum(cost.spilled for cost in costs),
+        )
+        if not ladder or offer.peak < ladder[-1].peak:
+            ladder.append(offer)
+    return tuple(ladder)
