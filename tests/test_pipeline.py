@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from oracle import config, randomise
 from video_files import scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
 from temporal_vae.errors import InputError, MemoryLimitError
+from temporal_vae.video import coder
 from temporal_vae.video.latents import LatentReader, LatentWriter
 from temporal_vae.video.reader import VideoReader
 from temporal_vae.video.writer import VideoWriter
@@ -142,6 +144,55 @@ def test_a_limit_that_is_too_small_is_refused_before_anything_is_written(folder,
     assert reported == []
     assert list(tmp_path.iterdir()) == []
     assert (vae.use_tiling, vae.memory_limit) == (False, None)
+
+
+def test_two_pipelines_run_on_one_model_at_once(folder, tmp_path, vae):
+    """Under two limits; each writes, to the bit, what it writes alone, and the model is as it was."""
+    size = {"height": 36, "width": 48}
+    plans = [vae.plan_encode(num_frames=25, **size), vae.plan_decode(num_frames=4, **size)]
+    smallest = max(min(offer.peak for offer in plan.ladder) for plan in plans)
+    limits, together, errors = {"tight": smallest, "wide": "3GiB", "none": None}, threading.Barrier(3), []
+
+    def work(name, *, beside):
+        try:
+            target = tmp_path / f"{name}-{beside}"
+            target.mkdir()
+            if beside:
+                together.wait(SOON)
+            for _ in range(2):
+                reconstruct(folder, target, vae, memory_limit=limits[name])
+        except BaseException as error:
+            errors.append(error)
+
+    for name in limits:
+        work(name, beside=False)
+    threads = [threading.Thread(target=work, args=(name,), kwargs={"beside": True}) for name in limits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert (vae.use_tiling, vae.memory_limit) == (False, None)
+    for name in limits:
+        assert np.array_equal(result(tmp_path / f"{name}-True"), result(tmp_path / f"{name}-False"))
+
+
+def test_a_model_in_half_precision_is_cast_once(folder, tmp_path, monkeypatch):
+    """Not for each video; and anew where its weights have changed."""
+    options = config(block_out_channels=(32, 32), latent_channels=8)
+    half = randomise(AutoencoderKLTemporalDecoder(**options)).half().eval()
+    casts, cast = [], coder.deepcopy
+    monkeypatch.setattr(coder, "deepcopy", lambda module: casts.append(module) or cast(module))
+    encode(folder, tmp_path, half)
+    first = result(tmp_path)
+    encode(folder, tmp_path, half)
+    assert np.array_equal(result(tmp_path), first)
+    assert casts == [half.encoder, half.quant_conv]
+    with torch.no_grad():
+        half.quant_conv.bias.add_(1)
+    encode(folder, tmp_path, half)
+    assert len(casts) == 4
+    assert np.abs(result(tmp_path) - first).max() > 0.5
 
 
 def test_a_limit_that_only_the_decoder_exceeds(folder, tmp_path, vae, monkeypatch):

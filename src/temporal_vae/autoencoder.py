@@ -214,7 +214,9 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
 
     # Streams
 
-    def encode_stream(self, clips: Iterable[Tensor]) -> Generator[DiagonalGaussianDistribution, None, None]:
+    def encode_stream(
+        self, clips: Iterable[Tensor], *, memory_limit: int | str | None = None
+    ) -> Generator[DiagonalGaussianDistribution, None, None]:
         """Encode clip after clip of a long video, each as `encode` does, without gradients.
 
         The next clip is read, in a thread, and the last posterior used while the present clip is computed, in another
@@ -223,18 +225,21 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
 
         Args:
             clips: frames `(t, in_channels, h, w)`, values in [-1, 1]; `t` and size may change from clip to clip.
+            memory_limit: of each clip, as in `encode`.
 
         Yields:
             The posterior of each clip, over latents `(t, latent_channels, h/f, w/f)`.
 
         Raises:
             InputError: a clip that `encode` refuses.
-            MemoryLimitError: a clip that cannot be encoded within the limit of `enable_tiling`.
+            MemoryLimitError: a clip that cannot be encoded within the limit.
             Exception: whatever `clips` raises, as it is.
         """
-        return stream(lambda clip: self.encode(clip).latent_dist, clips)
+        return stream(lambda clip: self.encode(clip, memory_limit=memory_limit).latent_dist, clips)
 
-    def decode_stream(self, clips: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+    def decode_stream(
+        self, clips: Iterable[Tensor], *, memory_limit: int | str | None = None
+    ) -> Generator[Tensor, None, None]:
         """Decode clip after clip of a long video, each as a whole, without gradients.
 
         Clips are read, computed and used at the same time as in `encode_stream`.
@@ -242,19 +247,20 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         Args:
             clips: unscaled latents `(t, latent_channels, h, w)`, each tensor one clip of `t` frames; `t` and size may
                 change from clip to clip.
+            memory_limit: of each clip, as in `encode`.
 
         Yields:
             The frames of each clip, `(t, out_channels, h*f, w*f)`, about [-1, 1], not clamped.
 
         Raises:
             InputError: a clip that `decode` refuses.
-            MemoryLimitError: a clip that cannot be decoded within the limit of `enable_tiling`.
+            MemoryLimitError: a clip that cannot be decoded within the limit.
             Exception: whatever `clips` raises, as it is.
         """
 
         def decode(clip: Tensor) -> Tensor:
             check_latents(clip, 1, channels=_channels_into(self.decoder))
-            return self.decode(clip, num_frames=len(clip)).sample
+            return self.decode(clip, num_frames=len(clip), memory_limit=memory_limit).sample
 
         return stream(decode, clips)
 
