@@ -26,17 +26,18 @@ test: $(READY)      ## the tests, without the slow ones
 test-all: $(READY)  ## every test
 	$(PYTEST) -m ''
 
-check: $(READY)     ## lint, format, types
+check: $(READY)     ## lint, format, types, which way imports point
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)    ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(BENCH)     ## ours and its peers, in turn: make bench ARGS=--full
-	$(BIN)/temporal-vae bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv demo-output

@@ -1,6 +1,6 @@
 """Time per frame of decode for clips of several lengths, interleaved: is it constant?
 
-python benchmarks/frames.py [--size 128x128 --dtype float32]
+python -m benchmarks.frames [--size 128x128 --dtype float32]
 """
 
 import argparse
@@ -9,9 +9,9 @@ from time import perf_counter
 
 import torch
 
+from benchmarks.models import load_model, make_input
+from benchmarks.trials import PUBLISHED, Case, Trial
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.bench.models import load_model, make_input
-from temporal_vae.bench.tasks import PUBLISHED, Case, Task
 
 LENGTHS = (8, 9, 14, 25, 64)
 
@@ -24,16 +24,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cases = {length: Case.parse(f"{length}x{options.size}") for length in LENGTHS}
-    tasks = {
-        length: Task(job="decode", case=case, dtype=options.dtype, model=PUBLISHED, threads=2)
+    trials = {
+        length: Trial(job="decode", case=case, dtype=options.dtype, model=PUBLISHED, threads=2)
         for length, case in cases.items()
     }
-    model = load_model(AutoencoderKLTemporalDecoder, tasks[8], options.dtype)
+    model = load_model(AutoencoderKLTemporalDecoder, trials[8], options.dtype)
     seconds: dict[int, list[float]] = {length: [] for length in LENGTHS}
     with torch.no_grad():
         for _ in range(1 + options.rounds):
-            for length, task in tasks.items():
-                latents = make_input(task, model.config, options.dtype)
+            for length, trial in trials.items():
+                latents = make_input(trial, model.config, options.dtype)
                 began = perf_counter()
                 model.decode(latents, num_frames=length)
                 seconds[length].append(perf_counter() - began)

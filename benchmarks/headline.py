@@ -1,6 +1,6 @@
 """Decode one clip under a memory limit, watched from outside: time, resident memory, and the result's checksum.
 
-python benchmarks/headline.py --limit 2GiB --limit 8.5GiB [--frames 25 --size 576x1024 --dtype float32]
+python -m benchmarks.headline --limit 2GiB --limit 8.5GiB [--frames 25 --size 576x1024 --dtype float32]
 
 The published configuration with seeded random weights. Each limit runs in a process of its own; with two or more, the
 largest difference between their frames is printed too.
@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from benchmarks.memory import resident_bytes, watch_peak
+from benchmarks.results import circumstances
+from benchmarks.trials import PUBLISHED, Case, Trial
 from temporal_vae.amounts import parse_memory
-from temporal_vae.bench.memory import resident_bytes, watch_peak
-from temporal_vae.bench.report import circumstances
-from temporal_vae.bench.tasks import PUBLISHED, Case, Task
 from temporal_vae.engine import readable
 
 CHILD = "--child"
@@ -29,34 +30,37 @@ def child() -> None:
     import numpy as np
     import torch
 
+    from benchmarks.models import load_model, make_input
     from temporal_vae import AutoencoderKLTemporalDecoder
-    from temporal_vae.bench.models import load_model, make_input
     from temporal_vae.engine.storage import release_free_memory
 
     request = json.loads(sys.argv[2])
-    task = Task.from_dict(request["task"])
-    torch.set_num_threads(task.threads)
-    model = load_model(AutoencoderKLTemporalDecoder, task, task.dtype)
-    latents = make_input(task, model.config, task.dtype)
-    if task.memory_limit is not None:
-        model.enable_tiling(memory_limit=task.memory_limit)
-    plan = model.plan_decode(num_frames=task.case.frames, height=task.case.height, width=task.case.width)
+    trial = Trial.from_dict(request["trial"])
+    torch.set_num_threads(trial.threads)
+    model = load_model(AutoencoderKLTemporalDecoder, trial, trial.dtype)
+    latents = make_input(trial, model.config, trial.dtype)
+    if trial.memory_limit is not None:
+        model.enable_tiling(memory_limit=trial.memory_limit)
+    plan = model.plan_decode(num_frames=trial.case.frames, height=trial.case.height, width=trial.case.width)
     release_free_memory()
     print(json.dumps({"planned": plan.peak, "rung": plan.rung, "spilled": plan.spill_bytes}), flush=True)
     sys.stdin.readline()
     began = perf_counter()
     with torch.no_grad():
-        frames = model.decode(latents, num_frames=task.case.frames).sample
+        frames = model.decode(latents, num_frames=trial.case.frames).sample
     print(json.dumps({"seconds": perf_counter() - began}), flush=True)
     sys.stdin.readline()
     np.save(request["path"], frames.float().numpy())
 
 
-def run(task: Task, path: Path) -> dict[str, object]:
+def run(trial: Trial, path: Path) -> dict[str, Any]:
     """One decode in a process of its own."""
-    request = json.dumps({"task": task.to_dict(), "path": str(path)})
+    request = json.dumps({"trial": trial.to_dict(), "path": str(path)})
     process = subprocess.Popen(
-        [sys.executable, __file__, CHILD, request], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.headline", CHILD, request],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -70,7 +74,7 @@ def run(task: Task, path: Path) -> dict[str, object]:
     process.stdin.close()
     if process.wait():
         sys.exit("the decode failed")
-    return {"memory_limit": task.memory_limit, "peak": peak[0] - before, **found}
+    return {"memory_limit": trial.memory_limit, "peak": peak[0] - before, **found}
 
 
 def main() -> None:
@@ -91,7 +95,7 @@ def main() -> None:
         for limit in options.limit:
             path = Path(folder) / "frames.npy"
             nbytes = None if limit == "none" else parse_memory(limit)
-            task = Task(
+            trial = Trial(
                 job="decode",
                 case=case,
                 dtype=options.dtype,
@@ -99,7 +103,7 @@ def main() -> None:
                 threads=options.threads,
                 memory_limit=nbytes,
             )
-            runs.append(run(task, path))
+            runs.append(run(trial, path))
             frames = np.load(path)
             if first is None:
                 first = frames
@@ -107,7 +111,7 @@ def main() -> None:
                 runs[-1]["difference"] = float(abs(frames - first).max() / abs(first).max())
             print(
                 f"{case} {options.dtype} limit {limit}: {runs[-1]['rung']}, {runs[-1]['seconds']:.1f} s, peak "
-                f"{readable(runs[-1]['peak'])} of {readable(runs[-1]['planned'])} planned, spilled "
+                f"{readable(int(str(runs[-1]['peak'])))} of {readable(runs[-1]['planned'])} planned, spilled "
                 f"{readable(runs[-1]['spilled'])}, difference {runs[-1].get('difference', 0.0):.1e}",
                 flush=True,
             )

@@ -19,9 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.cli.models import load_model
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.tensors import to_frames, to_tensor
+from temporal_vae.media import VideoReader
+from temporal_vae.video import to_frames, to_tensor
 
 START, FRAMES, SIZE = 5, 8, (256, 108)  # of bikes.mp4: seconds, frames, width and height
 TILE, OVERLAP = 24, 0.25  # latents along a side, and the share of them that neighbours have in common
@@ -207,7 +206,8 @@ def read_clip() -> np.ndarray:
 )
 def main(model: str, output: Path) -> None:
     """Print what each way to decode changes, and draw it into OUTPUT."""
-    vae = load_model(model)
+    vae_class = AutoencoderKLTemporalDecoder
+    vae = vae_class.from_embedded() if model == "embedded" else vae_class.from_pretrained(model)
     with torch.inference_mode():
         latents = vae.encode(to_tensor(read_clip())).latent_dist.mode()
         reference = whole(vae, latents)

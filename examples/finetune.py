@@ -20,12 +20,18 @@ from PIL import Image, ImageDraw
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.training.config import Source, Validation, make_config
-from temporal_vae.training.loop import train
-from temporal_vae.training.sources import items_of
-from temporal_vae.training.validation import Sample, measure, reconstruct, samples
-from temporal_vae.video.frames import Frames
-from temporal_vae.video.reader import VideoReader
+from temporal_vae.media import Frames, VideoReader
+from temporal_vae.training import (
+    Sample,
+    Source,
+    Validation,
+    items_of,
+    make_config,
+    measure,
+    reconstruct,
+    samples,
+    train,
+)
 
 LEARNT = 0.75  # share of every video that is learnt from
 AMPLIFICATION = 8  # of differences in the picture

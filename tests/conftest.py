@@ -57,7 +57,7 @@ def footage() -> Path:
 @pytest.fixture(scope="session")
 def scenes_drawn_once() -> Iterator[None]:
     """For all trainings: drawing takes longer than learning from them."""
-    from temporal_vae.training import footage
+    from temporal_vae.training.data import footage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(footage, "render_scene", lru_cache(footage.render_scene))

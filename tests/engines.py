@@ -9,8 +9,8 @@ from torch import Tensor
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.engine import Network, Plan, run, schedule
-from temporal_vae.engine.cost import ITEMSIZE, Workload
-from temporal_vae.engine.geometry import TILE, Cut, Span, spans
+from temporal_vae.engine.cost import Workload
+from temporal_vae.engine.geometry import ITEMSIZE, TILE, Cut, Span, spans
 from temporal_vae.engine.planner import choose
 
 RUNGS = {rung.name: rung for rung in schedule.RUNGS}

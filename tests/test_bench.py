@@ -8,20 +8,20 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from benchmarks import contestants, memory, protocol, runtimes
+from benchmarks.__main__ import bench
+from benchmarks.models import load_model, make_input
+from benchmarks.process import Worker, WorkerFailed
+from benchmarks.trials import Case, Trial, nominal_operations
 from diffusers.models.attention_processor import AttnProcessor
 from oracle import CONFIGS, config, noise, randomise
 from torch.utils.flop_counter import FlopCounterMode
 
 from temporal_vae import AutoencoderKLTemporalDecoder, cli
-from temporal_vae.bench import contestants, memory, protocol, runtimes
-from temporal_vae.bench.arithmetic import nominal_operations
-from temporal_vae.bench.models import load_model, make_input
-from temporal_vae.bench.process import Worker, WorkerFailed
-from temporal_vae.bench.tasks import Case, Task
 from temporal_vae.errors import InputError
 
 CASE = Case(frames=2, height=16, width=24)
-TASK = Task(job="decode", case=CASE, dtype="float32", model="published", threads=1)
+TASK = Trial(job="decode", case=CASE, dtype="float32", model="published", threads=1)
 EXACT = noise(4, 5).numpy()
 CONFIG = {
     "in_channels": 3,
@@ -33,11 +33,11 @@ CONFIG = {
 
 
 def run(*words: object) -> int:
-    """Run `temporal-vae bench` and return its exit code."""
+    """Run `python -m benchmarks` and return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["temporal-vae", "bench", *map(str, words)])
+        patch.setattr(sys, "argv", ["benchmarks", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            cli.main(bench, "python -m benchmarks")
     return stop.value.code
 
 
@@ -100,7 +100,7 @@ class Puppet:
     results: dict[str, np.ndarray] = {}  # noqa: RUF012
     dies = ""
 
-    def __init__(self, role, task, folder, environment=None):
+    def __init__(self, role, trial, folder, environment=None):
         self.role, self.rounds, self.resting_bytes = role, 0, 100
 
     def wait_for_imports(self):
@@ -140,9 +140,9 @@ def race(puppets, monkeypatch, tmp_path):
     def run(dtype="float32", **attributes):
         for name, value in attributes.items():
             monkeypatch.setattr(Puppet, name, value)
-        task = Task(**{**vars(TASK), "dtype": dtype})
+        trial = Trial(**{**vars(TASK), "dtype": dtype})
         names = ("temporal-vae", "diffusers", "diffusers-malloc")
-        found = protocol._race(task, names, 3, reference, tmp_path, lambda text: None)
+        found = protocol._race(trial, names, 3, reference, tmp_path, lambda text: None)
         return {row.contestant: row for row in found.rows}
 
     return run
@@ -243,13 +243,13 @@ def test_cases_that_are_none(text):
 
 def test_a_case_survives_its_text_and_a_task_its_json():
     assert Case.parse(str(CASE)) == CASE
-    assert Task.from_dict(json.loads(json.dumps(TASK.to_dict()))) == TASK
+    assert Trial.from_dict(json.loads(json.dumps(TASK.to_dict()))) == TASK
 
 
 def test_a_size_that_the_model_cannot_halve():
     with pytest.raises(InputError, match="multiples of 8"):
         protocol._check_size(
-            Task(**{**vars(TASK), "case": Case.parse("1x12x16")}), {"block_out_channels": (32,) * 4}
+            Trial(**{**vars(TASK), "case": Case.parse("1x12x16")}), {"block_out_channels": (32,) * 4}
         )
 
 
@@ -258,7 +258,7 @@ def test_who_takes_part(monkeypatch):
     assert contestants.default_names(TASK) == [
         name for name, contestant in contestants.CONTESTANTS.items() if not contestant.preload
     ]
-    training = Task(**{**vars(TASK), "job": "train"})
+    training = Trial(**{**vars(TASK), "job": "train"})
     assert contestants.default_names(training) == ["temporal-vae", "diffusers"]
     jemalloc = contestants.CONTESTANTS["diffusers-jemalloc"]
     assert jemalloc.obstacle(TASK).startswith("libjemalloc is not on this machine")
@@ -268,7 +268,7 @@ def test_who_takes_part(monkeypatch):
 
 
 def test_an_error_in_a_process_is_its_reason(tmp_path):
-    worker = Worker("ceiling", Task(**{**vars(TASK), "threads": -1}), tmp_path)
+    worker = Worker("ceiling", Trial(**{**vars(TASK), "threads": -1}), tmp_path)
     worker.wait_for_imports()
     with pytest.raises(WorkerFailed, match=r"^RuntimeError: .*positive"):
         worker.load()
@@ -285,11 +285,11 @@ def test_a_process_that_ends_leaves_its_last_words(tmp_path):
 
 @pytest.mark.parametrize("job", ["train", "train-checkpointed", "train-temporal"])
 def test_a_training_step_leaves_no_trace(model, job):
-    task = Task(**{**vars(TASK), "job": job, "model": str(model)})
-    vae = load_model(AutoencoderKLTemporalDecoder, task, "float32")
-    frames = make_input(task, vae.config, "float32")
+    trial = Trial(**{**vars(TASK), "job": job, "model": str(model)})
+    vae = load_model(AutoencoderKLTemporalDecoder, trial, "float32")
+    frames = make_input(trial, vae.config, "float32")
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    run = runtimes.eager(vae, frames, task)
+    run = runtimes.eager(vae, frames, trial)
     result = run()
     assert result.shape == frames.shape == (2, 3, 16, 24)
     assert torch.equal(result, run())
@@ -301,20 +301,20 @@ def test_a_training_step_leaves_no_trace(model, job):
 
 def test_only_ours_is_limited():
     limits = []
-    task = Task(**{**vars(TASK), "memory_limit": 2**30})
+    trial = Trial(**{**vars(TASK), "memory_limit": 2**30})
     for kind in (AutoencoderKLTemporalDecoder, diffusers.AutoencoderKLTemporalDecoder):
         vae = kind()
         vae.enable_tiling = lambda memory_limit: limits.append(memory_limit)
-        runtimes.eager(vae, None, task)
+        runtimes.eager(vae, None, trial)
     assert limits == [2**30]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2GiB", 2**31), ("1.5 MiB", 3 * 2**19), ("lots", None)])
 def test_amounts_of_memory(text, expected, monkeypatch):
-    tasks = []
-    monkeypatch.setattr(protocol, "run_races", lambda given, **options: tasks.extend(given) or [])
+    trials = []
+    monkeypatch.setattr(protocol, "run_races", lambda given, **options: trials.extend(given) or [])
     assert run("--memory-limit", text) == (2 if expected is None else 0)
-    assert {task.memory_limit for task in tasks} == (set() if expected is None else {expected})
+    assert {trial.memory_limit for trial in trials} == (set() if expected is None else {expected})
 
 
 @pytest.mark.parametrize("kernel_keeps_it", [True, False])

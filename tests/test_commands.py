@@ -19,9 +19,9 @@ from PIL import Image
 from video_files import render, scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video.latents import LatentReader
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
 
 FRAMES, HEIGHT, WIDTH = 7, 35, 46  # sizes that a factor of 4 does not divide
 

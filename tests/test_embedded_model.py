@@ -7,9 +7,9 @@ import pytest
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import EMBEDDED
-from temporal_vae.training.card import RECIPE, UNSEEN
-from temporal_vae.training.config import Source, Validation, read_config
-from temporal_vae.training.sources import items_of
+from temporal_vae.training.config.fields import Source, Validation, read_config
+from temporal_vae.training.data.sources import items_of
+from temporal_vae.training.figures import RECIPE, UNSEEN
 from temporal_vae.training.validation import measure, reconstruct, samples
 
 pytestmark = pytest.mark.skipif(

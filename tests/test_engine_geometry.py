@@ -35,7 +35,7 @@ def test_spans_are_nearly_equal(length, size):
 
 
 @given(lengths, small, st.sampled_from([1, 4, 32, 512]), small, st.integers(1, 8), st.integers(0, 2**22))
-def test_strips_begin_where_minimal_filtering_can(height, width, channels, frames, workers, nbytes):
+def test_strips_begin_where_winograd_can(height, width, channels, frames, workers, nbytes):
     cut = Cut(strip_bytes=nbytes, run_bytes=nbytes, itemsize=4)
     parts = cut.strips(height, width, channels, frames, workers)
     covers(parts, height)
@@ -92,7 +92,7 @@ def test_a_block_of_scratch():
     assert scratch_bytes(64, 32, 6) == 4 * 2 * BLOCK * 64 + 6 * point
 
 
-@pytest.mark.parametrize("module", ["geometry", "processor", "budget", "plan"])
+@pytest.mark.parametrize("module", ["geometry", "processor", "schedule", "cost", "planner"])
 def test_no_torch_is_needed(module):
     code = f"import sys, temporal_vae.engine.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,8 +13,8 @@ from torch import nn
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK, PAD, Span, spans
 from temporal_vae.engine.kernels import kernels_for, native_code, simd
+from temporal_vae.engine.kernels.naive import NaiveKernels
 from temporal_vae.engine.kernels.native import NativeKernels
-from temporal_vae.engine.kernels.portable import PortableKernels
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
@@ -66,7 +66,7 @@ class Twins:
     def __init__(self, dtype):
         self.dtype = dtype
         self.native = NativeKernels(dtype, ALONE)
-        self.portable = PortableKernels(CPU)
+        self.naive = NaiveKernels(CPU)
         self.rooms = [Scratch(CPU) for _ in range(2)]
         for room in self.rooms:
             room.resize(2**26)
@@ -74,7 +74,7 @@ class Twins:
     def each(self, call):
         """`call(kernels, room, cast)` with both; the target and the moments of both."""
         results = []
-        for kernels, dtype in ((self.native, self.dtype), (self.portable, torch.float64)):
+        for kernels, dtype in ((self.native, self.dtype), (self.naive, torch.float64)):
             for room in self.rooms:
                 room.reset()
             results.append(call(kernels, *self.rooms, lambda x, dtype=dtype: x.to(self.dtype).to(dtype)))
@@ -286,9 +286,9 @@ def test_scratch_of_a_kernel_is_not_overrun(this_machine):
 def test_which_kernels(monkeypatch):
     workers = ALONE
     assert type(kernels_for(CPU, torch.float32, workers)) is NativeKernels
-    assert type(kernels_for(CPU, torch.float64, workers)) is PortableKernels
+    assert type(kernels_for(CPU, torch.float64, workers)) is NaiveKernels
     monkeypatch.setattr(processor, "host", lambda: None)
-    assert type(kernels_for(CPU, torch.float32, workers)) is PortableKernels
+    assert type(kernels_for(CPU, torch.float32, workers)) is NaiveKernels
 
 
 # One vector at a time

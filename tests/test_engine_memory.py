@@ -15,7 +15,7 @@ from engines import build, decode_plan
 from oracle import noise
 from refusals import refused
 
-from temporal_vae.cli import models
+from temporal_vae.cli import options
 from temporal_vae.engine import resources, schedule, storage
 from temporal_vae.engine.cost import MIB
 from temporal_vae.engine.resources import free_memory, is_memory
@@ -225,9 +225,9 @@ def test_where_the_engine_does_not_run_nothing_is_planned(vae, monkeypatch):
 
 
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
-    assert models.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert options.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models.best_device() == "cuda"
+    assert options.best_device() == "cuda"
 
 
 def test_plan_for_a_gpu(capsys):

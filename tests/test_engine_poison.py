@@ -49,9 +49,9 @@ def poisoned(monkeypatch):
     return done
 
 
-@pytest.fixture(params=["native", "portable"])
+@pytest.fixture(params=["native", "naive"])
 def kernels(request, monkeypatch):
-    if request.param == "portable":
+    if request.param == "naive":
         monkeypatch.setattr(processor, "host", lambda: None)
     elif processor.host() is None:
         pytest.skip("no kernels for this processor")

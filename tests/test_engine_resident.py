@@ -1,7 +1,7 @@
 """The planned peak is a promise: watched from outside, memory stays below it, and close to it."""
 
 import pytest
-import resident
+from benchmarks import resident
 
 from temporal_vae.engine import processor
 

@@ -14,7 +14,7 @@ from refusals import refused
 
 from temporal_vae.engine import calls, processor, trust
 from temporal_vae.engine.gate import Reason
-from temporal_vae.engine.kernels import native, portable
+from temporal_vae.engine.kernels import naive, native
 from temporal_vae.engine.threads import once
 from temporal_vae.errors import InputError
 
@@ -202,5 +202,5 @@ def test_info_without_a_model(new_machine, capsys):
 
 
 def test_kernels_of_torch_are_checked_too(new_machine, monkeypatch):
-    monkeypatch.setattr(portable.PortableKernels, "pointwise", lambda *_: 1 / 0)
+    monkeypatch.setattr(naive.NaiveKernels, "pointwise", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in trust.verdict("cpu", "float64").detail

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
-from temporal_vae.checkpoints.inflate import inflate
 from temporal_vae.errors import CheckpointError, ConfigError, InputError
+from temporal_vae.inflation import inflate
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLOSE = 2e-5

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import LatentFileError
-from temporal_vae.video.frames import Color
+from temporal_vae.media.frames import Color
 from temporal_vae.video.latents import LatentInfo, LatentReader, LatentWriter, ModelIdentity
 
 STAMPS = (Fraction(0), Fraction(1001, 30000), Fraction(1, 7))

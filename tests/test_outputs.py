@@ -20,13 +20,12 @@ from safetensors.torch import load_file, save_file
 from video_files import scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
-from temporal_vae import decode_video, encode_video, reconstruct_video
+from temporal_vae import decode_video, encode_video, outputs, reconstruct_video
 from temporal_vae.errors import LatentFileError, MediaError
-from temporal_vae.video import outputs
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
+from temporal_vae.outputs import complete_or_nothing
 from temporal_vae.video.latents import LatentReader
-from temporal_vae.video.outputs import complete_or_nothing
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
 
 FRAMES = 4
 
@@ -325,9 +324,9 @@ def test_interrupted_while_libraries_load(made, tmp_path, module, number):
 def test_shared_frames_get_the_same_noise(vae, latents, monkeypatch):
     decode, seen = Ours.decode, []
 
-    def recording(self, z, num_frames):
+    def recording(self, z, num_frames, **options):
         seen.append(z)
-        return decode(self, z, num_frames)
+        return decode(self, z, num_frames, **options)
 
     monkeypatch.setattr(Ours, "decode", recording)
     for cut in ({"clip_frames": None}, {"clip_frames": 3, "overlap": 2}):

@@ -12,10 +12,10 @@ from video_files import scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
 from temporal_vae.errors import InputError, MemoryLimitError
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video import coder
 from temporal_vae.video.latents import LatentReader, LatentWriter
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -13,8 +13,8 @@ from refusals import refused
 
 from temporal_vae import cli
 from temporal_vae.errors import ConfigError
-from temporal_vae.training import config as module
-from temporal_vae.training.config import (
+from temporal_vae.training.config import fields as module
+from temporal_vae.training.config.fields import (
     FREE,
     Batch,
     TrainConfig,
@@ -408,7 +408,5 @@ def test_the_command_refuses(written, capsys, words, code, parts):
 
 
 def test_questions_about_the_configuration_need_no_torch():
-    code = (
-        "import sys; from temporal_vae.training.config import TrainConfig; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from temporal_vae.training.config.fields import TrainConfig; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,9 +12,9 @@ from refusals import refused
 from video_files import render, scene
 
 from temporal_vae.errors import ConfigError
-from temporal_vae.training import data
-from temporal_vae.training.config import Augmentation, Batch, Data, Optimizer, Source, TrainConfig
-from temporal_vae.training.data import Clips, Drawn, load, to_device
+from temporal_vae.training.config.fields import Augmentation, Batch, Data, Optimizer, Source, TrainConfig
+from temporal_vae.training.data import dataloader
+from temporal_vae.training.data.dataloader import Clips, Drawn, load, to_device
 
 CPU = torch.device("cpu")
 PLAIN = Augmentation(flip=0.0)
@@ -183,8 +183,8 @@ def test_odds_of_many_items_are_added_up_once(tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text("path,weight\n" + rows)
     clips = Clips(config_of(tmp_path / "list.csv", batches=(Batch(frames=100, lengths=(1,), size=8),)))
     added: list[int] = []
-    odds = data._odds
-    monkeypatch.setattr(data, "_odds", lambda weights: added.append(len(weights)) or odds(weights))
+    odds = dataloader._odds
+    monkeypatch.setattr(dataloader, "_odds", lambda weights: added.append(len(weights)) or odds(weights))
     for number in range(3):
         clips[number]
     assert added.count(2000) <= 1 < len(added)

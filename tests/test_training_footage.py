@@ -10,12 +10,12 @@ from PIL import Image
 from video_files import numbered, numbers, render, scene
 
 from temporal_vae.errors import MediaError
-from temporal_vae.training.config import Augmentation
-from temporal_vae.training.footage import SCENE_FRAMES, SCENE_SIDE, Library, Unfit
-from temporal_vae.training.scenes import render_scene
-from temporal_vae.training.sources import Item
-from temporal_vae.training.windows import cover, vary, window
-from temporal_vae.video.writer import VideoWriter
+from temporal_vae.media.writer import VideoWriter
+from temporal_vae.training.config.fields import Augmentation
+from temporal_vae.training.data.augment import cover, vary, window
+from temporal_vae.training.data.footage import SCENE_FRAMES, SCENE_SIDE, Library, Unfit
+from temporal_vae.training.data.scenes import render_scene
+from temporal_vae.training.data.sources import Item
 
 FRAMES = 30  # of the video, at 25 per second
 LARGE, NONE = 2**30, 1  # bytes to keep
@@ -169,7 +169,7 @@ def test_what_headers_promise(folder):
 def test_videos_that_fit_are_decoded_once(folder, monkeypatch):
     library, video = Library(LARGE), folder / "coded.mp4"
     library.stretch(item(video), frames=2, at=0.1)
-    monkeypatch.setattr("temporal_vae.training.footage.VideoReader", None)
+    monkeypatch.setattr("temporal_vae.training.data.footage.VideoReader", None)
     library.stretch(item(video), frames=2, at=0.9)
     library.stretch(item(video, start=0.2, end=0.8), frames=2, at=0.5)  # another stretch of the same file
 
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_opened_is_tried_once(tmp_path, monkeypatch):
     library = Library(LARGE)
     with pytest.raises(MediaError, match=r"empty\.mp4"):
         library.info(tmp_path / "empty.mp4")
-    monkeypatch.setattr("temporal_vae.training.footage.VideoReader", None)
+    monkeypatch.setattr("temporal_vae.training.data.footage.VideoReader", None)
     with pytest.raises(MediaError, match=r"empty\.mp4"):
         library.info(tmp_path / "empty.mp4")
 

@@ -9,13 +9,12 @@ from refusals import refused
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError
-from temporal_vae.training.begin import begin, new_model, start_linear
-from temporal_vae.training.config import Architecture, make_config
+from temporal_vae.training.config.fields import Architecture, make_config
+from temporal_vae.training.data.scenes import render_scene
+from temporal_vae.training.figures import PatchComponents
+from temporal_vae.training.initial import begin, choose, new_model, start_linear
 from temporal_vae.training.linear import LinearAutoencoder, keep_constants, plant
-from temporal_vae.training.parts import choose
-from temporal_vae.training.scenes import render_scene
-from temporal_vae.training.yardstick import PatchComponents
-from temporal_vae.video.tensors import to_tensor
+from temporal_vae.video.coder import to_tensor
 
 pytestmark = pytest.mark.usefixtures("scenes_drawn_once")
 

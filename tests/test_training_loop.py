@@ -18,12 +18,13 @@ from refusals import refused
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from temporal_vae import outputs
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.cli import commands
 from temporal_vae.errors import CheckpointError, ConfigError, TrainingError
-from temporal_vae.training import learner, loop, state
-from temporal_vae.training.config import TrainConfig, make_config
-from temporal_vae.video import outputs
+from temporal_vae.training import checkpoint, loop
+from temporal_vae.training.config.fields import TrainConfig, make_config
+from temporal_vae.training.step import Learner, Objective
 
 pytestmark = pytest.mark.usefixtures("scenes_drawn_once")
 
@@ -64,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves(whole: Path) -> None:
     names = sorted(path.name for path in whole.iterdir())
     assert names == [".lock", "checkpoints", "config.yaml", "model", "report.json", "tensorboard"]
-    assert [step for step, _ in state.checkpoints(whole)] == [4, 6]
+    assert [step for step, _ in checkpoint.checkpoints(whole)] == [4, 6]
     report = json.loads((whole / "report.json").read_text())
     assert report["steps"] == 6
     assert report["frames"] == 24
@@ -72,7 +73,9 @@ def test_what_a_run_leaves(whole: Path) -> None:
     assert any((whole / "tensorboard").iterdir())
     vae = AutoencoderKLTemporalDecoder.from_pretrained(whole / "model")
     assert vae.config.scaling_factor != 0.18215  # measured, as the network is new
-    of_checkpoint = AutoencoderKLTemporalDecoder.from_pretrained(state.checkpoints(whole)[-1][1] / "model")
+    of_checkpoint = AutoencoderKLTemporalDecoder.from_pretrained(
+        checkpoint.checkpoints(whole)[-1][1] / "model"
+    )
     assert_same(vae.state_dict(), of_checkpoint.state_dict())
 
 
@@ -95,19 +98,19 @@ def test_other_seeds_end_elsewhere(whole: Path, tmp_path: Path) -> None:
 def test_a_signal_ends_a_run_after_its_step(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    step = learner.Learner.step
+    step = Learner.step
 
-    def and_signal(self: learner.Learner, drawn: Any) -> Any:
+    def and_signal(self: Learner, drawn: Any) -> Any:
         if self.state.counters.step == 2:
             os.kill(os.getpid(), number)
         return step(self, drawn)
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(learner.Learner, "step", and_signal)
+    monkeypatch.setattr(Learner, "step", and_signal)
     outcome = loop.train(tiny(tmp_path), quiet=True)
     assert (outcome.finished, outcome.signal) == (False, number)
     assert signal.getsignal(number) is before
-    assert state.checkpoints(tmp_path)[-1][0] == 3
+    assert checkpoint.checkpoints(tmp_path)[-1][0] == 3
     assert not (tmp_path / "model").exists()
     monkeypatch.undo()
     assert loop.train(tiny(tmp_path), quiet=True).finished
@@ -154,9 +157,9 @@ def test_every_kind_of_run_resumes_to_the_same_bits(tmp_path: Path, values: dict
     outcome = loop.train(tiny(twice, **values, steps=4), quiet=True)
     assert outcome.report["steps"] == 4
     assert_same(weights(once), weights(twice))
-    states = [load_file(state.checkpoints(output)[-1][1] / state.STATE) for output in (once, twice)]
+    states = [load_file(checkpoint.checkpoints(output)[-1][1] / checkpoint.STATE) for output in (once, twice)]
     assert_same(*states)
-    begin = load_file(state.checkpoints(twice)[0][1] / state.STATE)
+    begin = load_file(checkpoint.checkpoints(twice)[0][1] / checkpoint.STATE)
     changed = {name for name, value in begin.items() if not torch.equal(value, states[0][name])}
     assert any(name.startswith("vae.decoder") for name in changed)
 
@@ -172,15 +175,15 @@ def test_what_does_not_learn_stays(tmp_path: Path) -> None:
 
 def test_losses_fall(tmp_path: Path) -> None:
     seen: list[float] = []
-    step = learner.Learner.step
+    step = Learner.step
 
-    def remember(self: learner.Learner, drawn: Any) -> Any:
+    def remember(self: Learner, drawn: Any) -> Any:
         values = step(self, drawn)
         seen.append(values["loss"])
         return values
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner.Learner, "step", remember)
+        patch.setattr(Learner, "step", remember)
         values = {
             "model": {"new": {"block_out_channels": [64], "latent_channels": 4}},
             "optimizer": {"learning_rate": 2e-3, "warm_up": 5},
@@ -192,14 +195,14 @@ def test_losses_fall(tmp_path: Path) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
     """Make the losses of some steps not finite."""
-    learn = learner.Objective.__call__
+    learn = Objective.__call__
     count = iter(range(1000))
 
     def call(self: Any, *args: Any) -> Any:
         terms = learn(self, *args)
         return {name: term * value for name, term in terms.items()} if next(count) in steps else terms
 
-    monkeypatch.setattr(learner.Objective, "__call__", call)
+    monkeypatch.setattr(Objective, "__call__", call)
 
 
 @pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
@@ -221,8 +224,8 @@ def test_too_many_of_them_end_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
         "4 steps in a row",
         "go on from the last checkpoint",
     )
-    last = state.checkpoints(tmp_path)[-1][1]
-    tensors = load_file(last / state.STATE)
+    last = checkpoint.checkpoints(tmp_path)[-1][1]
+    tensors = load_file(last / checkpoint.STATE)
     assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
     monkeypatch.undo()
     config = tiny(tmp_path, steps=8, checkpoints={"every": 2, "bad_steps": 4})
@@ -240,7 +243,7 @@ def test_a_folder_of_another_run_is_refused(whole: Path) -> None:
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     loop.train(tiny(tmp_path, steps=2), quiet=True)
-    (state.checkpoints(tmp_path)[-1][1] / state.STATE).write_bytes(b"damaged")
+    (checkpoint.checkpoints(tmp_path)[-1][1] / checkpoint.STATE).write_bytes(b"damaged")
     refused(
         CheckpointError,
         lambda: loop.train(tiny(tmp_path), quiet=True),
@@ -252,10 +255,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([10.0, 30.0, 20.0, 20.0, 20.0])
     monkeypatch.setattr("temporal_vae.training.validation.mean_psnr", lambda _: next(figures))
-    monkeypatch.setattr("temporal_vae.training.watch.mean_psnr", lambda _: 0.0)
+    monkeypatch.setattr("temporal_vae.training.log.mean_psnr", lambda _: 0.0)
     validation = {"sources": [{"scenes": 1}], "size": 32, "every": 1, "frames": 2}
     loop.train(tiny(tmp_path, validation=validation, steps=4, checkpoints={"keep": 1}), quiet=True)
-    assert [step for step, _ in state.checkpoints(tmp_path)] == [1, 4]
+    assert [step for step, _ in checkpoint.checkpoints(tmp_path)] == [1, 4]
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir())[-1] == "step-00000004.png"
 
 
@@ -273,7 +276,7 @@ def test_no_cuda(tmp_path: Path) -> None:
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     """A folder that another process trains in is refused, and nothing in it changes; a dead process holds nothing."""
     hold = (
-        "import sys, time\nfrom pathlib import Path\nfrom temporal_vae.training.lock import locked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom temporal_vae.training.checkpoint import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
     )
     run = [sys.executable, "-c", hold, str(tmp_path)]
@@ -296,9 +299,9 @@ def test_gradients_of_the_adversary_that_are_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is learnt from such a step, by neither of the two."""
-    criticise, count = learner.Learner._criticise, iter(range(100))
+    criticise, count = Learner._criticise, iter(range(100))
 
-    def spoil(self: learner.Learner, *args: Any, **options: Any) -> Any:
+    def spoil(self: Learner, *args: Any, **options: Any) -> Any:
         loss = criticise(self, *args, **options)
         discriminator = self.state.discriminator
         assert discriminator is not None
@@ -306,10 +309,10 @@ def test_gradients_of_the_adversary_that_are_not_finite(
             next(iter(discriminator.parameters())).grad[0] = torch.nan  # type: ignore[index]
         return loss
 
-    monkeypatch.setattr(learner.Learner, "_criticise", spoil)
+    monkeypatch.setattr(Learner, "_criticise", spoil)
     config = tiny(tmp_path, steps=3, adversary={"width": 8, "layers": 1})
     assert loop.train(config, quiet=True).report["bad_steps"] == 1
-    tensors = load_file(state.checkpoints(tmp_path)[-1][1] / state.STATE)
+    tensors = load_file(checkpoint.checkpoints(tmp_path)[-1][1] / checkpoint.STATE)
     assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
 
 
@@ -319,14 +322,14 @@ def test_a_loss_that_explodes_is_warned_of(
     poison(monkeypatch, {4, 5}, 1e4)
     figures = iter([10.0, 30.0, 20.0])
     monkeypatch.setattr("temporal_vae.training.validation.mean_psnr", lambda _: next(figures))
-    monkeypatch.setattr("temporal_vae.training.watch.mean_psnr", lambda _: 0.0)
+    monkeypatch.setattr("temporal_vae.training.log.mean_psnr", lambda _: 0.0)
     validation = {"sources": [{"scenes": 1}], "size": 32, "every": 3, "frames": 2}
     outcome = loop.train(tiny(tmp_path, steps=6, validation=validation))
     said = capsys.readouterr().err
     assert "step 5: warning: the loss is " in said
     exploded, best = outcome.report["warnings"]
     assert "times the lowest; lower optimizer.learning_rate" in exploded
-    where = state.checkpoints(tmp_path)[0][1] / "model"
+    where = checkpoint.checkpoints(tmp_path)[0][1] / "model"
     assert best == f"the weights ended at 20.0 dB; the best, 30.0 dB, are in {where}"
     assert f"warning: {best}" in said
 
@@ -368,9 +371,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch:
         if place == "save_file":
-            patch.setattr(state, "save_file", full)
+            patch.setattr(checkpoint, "save_file", full)
         elif place == "checkpoint":
-            patch.setattr(state, "_flush", full)
+            patch.setattr(checkpoint, "_flush", full)
         else:
             patch.setattr(loop._Run, "_save", lambda self: None)
             patch.setattr(AutoencoderKLTemporalDecoder, "save_pretrained", full)
@@ -380,7 +383,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "No space left",
             "MB are needed",
         )
-    assert [step for step, _ in state.checkpoints(tmp_path)] == [2]
+    assert [step for step, _ in checkpoint.checkpoints(tmp_path)] == [2]
     assert not list(tmp_path.rglob("*.part*"))
     assert loop.train(tiny(tmp_path, steps=4), quiet=True).finished
 
@@ -437,7 +440,7 @@ def in_two_processes(config: Path, *more: str) -> subprocess.CompletedProcess[st
 def kill_at(run: list[str], output: Path, step: int, delay: float) -> None:
     """Start a run, and SIGKILL it `delay` seconds after its checkpoint of `step` is there."""
     process = subprocess.Popen(run, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not any(found >= step for found, _ in state.checkpoints(output)):
+    while not any(found >= step for found, _ in checkpoint.checkpoints(output)):
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
         time.sleep(0.005)
     time.sleep(delay)
@@ -451,7 +454,7 @@ def killed_and_resumed(tmp_path: Path, kills: list[tuple[int, float]]) -> None:
     config = write_config(output, **values)
     for step, delay in kills:
         kill_at(command(config, "--quiet"), output, step, delay)
-    killed_at = state.checkpoints(output)[-1][0]
+    killed_at = checkpoint.checkpoints(output)[-1][0]
     assert killed_at < 60
     subprocess.run(command(config, "--quiet"), env=ENVIRONMENT, check=True)
     whole = write_config(tmp_path / "whole", **values)
@@ -487,7 +490,7 @@ def test_ctrl_c_of_the_command(tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
-    assert len(state.checkpoints(output)) == 1
+    assert len(checkpoint.checkpoints(output)) == 1
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from refusals import refused
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError
-from temporal_vae.training.parts import choose
+from temporal_vae.training.initial import choose
 
 
 def model(layers: int = 1) -> AutoencoderKLTemporalDecoder:

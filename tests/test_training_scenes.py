@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from temporal_vae.training.scenes import render_scene
+from temporal_vae.training.data.scenes import render_scene
 
 
 def test_scenes_are_reproducible_and_move():

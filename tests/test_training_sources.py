@@ -11,8 +11,8 @@ import pytest
 from refusals import refused
 
 from temporal_vae.errors import ConfigError
-from temporal_vae.training.config import Source
-from temporal_vae.training.sources import items_of
+from temporal_vae.training.config.fields import Source
+from temporal_vae.training.data.sources import items_of
 
 
 def touch(folder: Path, *names: str) -> None:

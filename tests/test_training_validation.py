@@ -10,9 +10,9 @@ from refusals import refused
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError
-from temporal_vae.training.config import Source, Validation
+from temporal_vae.media.writer import VideoWriter
+from temporal_vae.training.config.fields import Source, Validation
 from temporal_vae.training.validation import Sample, mean_psnr, measure, reconstruct, samples, write_sheet
-from temporal_vae.video.writer import VideoWriter
 
 
 def video(path: Path, frames: int = 10) -> Path:

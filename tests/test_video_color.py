@@ -8,10 +8,10 @@ import pytest
 from video_files import LUMA, render_planes, scene, yuv_to_rgb
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video.color import color_of, output_color, parse_background, rgb_to_yuv444
-from temporal_vae.video.frames import Color
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
+from temporal_vae.media.color import color_of, output_color, parse_background, rgb_to_yuv444
+from temporal_vae.media.frames import Color
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 
 BLOCK = 16  # pixels of one colour; their middle is untouched by chroma interpolation
 
@@ -162,7 +162,7 @@ def test_an_open_matrix_of_bt2020_primaries_is_bt2020():
 def test_matrices_that_can_not_be_converted_are_refused(tmp_path, monkeypatch):
     planes = [np.full((32, 32), 120, np.uint8)] * 3
     path = render_planes(tmp_path / "a.mkv", planes, "yuv444p", matrix=None, full=None)
-    monkeypatch.setitem(__import__("temporal_vae.video.color", fromlist=["x"])._UNSUPPORTED, 2, "ICtCp")
+    monkeypatch.setitem(__import__("temporal_vae.media.color", fromlist=["x"])._UNSUPPORTED, 2, "ICtCp")
     with pytest.raises(MediaError, match=r"a\.mkv: colour matrix ICtCp is not supported .* convert"):
         VideoReader(path)
 

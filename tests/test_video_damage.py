@@ -14,9 +14,9 @@ from refusals import refused
 from video_files import numbered, numbers, render, scene
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video.cutoff import is_cut_off
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
+from temporal_vae.media.cutoff import is_cut_off
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 
 
 def read_until_broken(path, **arguments):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from temporal_vae.video.reader import VideoReader
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video.stitcher import Stitcher
-from temporal_vae.video.writer import VideoWriter
 
 
 def footage() -> dict[str, Path]:

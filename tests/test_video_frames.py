@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from video_files import scene
 
 from temporal_vae.errors import InputError
-from temporal_vae.video.frames import Clip, Color, clip_starts, crop_to, exact, pad_to_multiple
+from temporal_vae.media.frames import Clip, Color, clip_starts, crop_to, exact, pad_to_multiple
+from temporal_vae.media.timing import at_rate, repair, starting
 from temporal_vae.video.stitcher import Stitcher
-from temporal_vae.video.timing import at_rate, repair, starting
 
 
 def clip_of(count: int, start: int = 0) -> Clip:

@@ -12,11 +12,11 @@ from av.video.reformatter import VideoReformatter
 from video_files import LUMA, picture_of, scene
 
 from temporal_vae.errors import InputError
-from temporal_vae.video.color import color_of, to_rgb
-from temporal_vae.video.frames import Color
-from temporal_vae.video.hdr import WHITE, bend, hlg_to_scene, light_to_pq, peak_of, pq_to_light, tone_map
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
+from temporal_vae.media.color import color_of, to_rgb
+from temporal_vae.media.frames import Color
+from temporal_vae.media.hdr import WHITE, bend, hlg_to_scene, light_to_pq, peak_of, pq_to_light, tone_map
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 
 NUMBERS = {"smpte2084": 16, "arib-std-b67": 18}
 TO_BT2020 = [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]  # ITU-R BT.2087

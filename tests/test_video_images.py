@@ -10,9 +10,9 @@ from PIL import Image, ImageCms
 from video_files import numbered, numbers, scene
 
 from temporal_vae.errors import MediaError
-from temporal_vae.video.frames import Color
-from temporal_vae.video.hdr import tone_map
-from temporal_vae.video.reader import VideoReader
+from temporal_vae.media.frames import Color
+from temporal_vae.media.hdr import tone_map
+from temporal_vae.media.reader import VideoReader
 
 Image.init()
 AVIF = "AVIF" in Image.SAVE  # a plugin of its own before Pillow 11.3

@@ -11,9 +11,9 @@ import pytest
 from video_files import numbered, numbers, render, scene
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video.frames import clip_starts
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter
+from temporal_vae.media.frames import clip_starts
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
 

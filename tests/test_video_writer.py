@@ -12,11 +12,11 @@ from av.stream import Disposition
 from video_files import numbered, numbers, render, scene
 
 from temporal_vae.errors import InputError, MediaError
-from temporal_vae.video import audio as sound
-from temporal_vae.video.frames import Color
-from temporal_vae.video.outputs import complete_or_nothing
-from temporal_vae.video.reader import VideoReader
-from temporal_vae.video.writer import VideoWriter, codec_for
+from temporal_vae.media import audio as sound
+from temporal_vae.media.frames import Color
+from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter, codec_for
+from temporal_vae.outputs import complete_or_nothing
 
 
 def read(path, **arguments):

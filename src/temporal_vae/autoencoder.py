@@ -30,7 +30,7 @@ from temporal_vae import engine
 from temporal_vae.amounts import parse_memory
 from temporal_vae.checkpoints import convert, hub, loading
 from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
-from temporal_vae.checks import DOWN_BLOCK, check_config, check_frames, check_latents
+from temporal_vae.model.checks import DOWN_BLOCK, check_config, check_frames, check_latents
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
 from temporal_vae.streams import stream

@@ -15,6 +15,10 @@ The command line prints the message of a `TemporalVaeError` on one line and exit
 (unknown option, malformed value) exits with 2.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -24,6 +28,7 @@ __all__ = [
     "MemoryLimitError",
     "TemporalVaeError",
     "TrainingError",
+    "file_name",
 ]
 
 
@@ -60,3 +65,8 @@ class MemoryLimitError(TemporalVaeError, ValueError):
 
 class TrainingError(TemporalVaeError, RuntimeError):
     """A training run that cannot go on; its last checkpoint is intact."""
+
+
+def file_name(path: str | Path) -> str:
+    """A path as messages show it: as the user wrote it, on one line."""
+    return " ".join(str(path).splitlines())

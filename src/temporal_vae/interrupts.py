@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 MESSAGE = "interrupted; nothing unfinished is left behind"
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -52,7 +53,7 @@ def exit_code() -> int | None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     _caught.append(number)
-    outputs = sys.modules.get("temporal_vae.video.outputs")
+    outputs = sys.modules.get("temporal_vae.outputs")
     unfinished = getattr(outputs, "anything_unfinished", bool)()
     if len(_caught) > 2 or not (unfinished or _careful):
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
@@ -60,3 +61,32 @@ def _handle(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
     if len(_caught) == 1:  # a second one waits for what the first does; a third does not
         raise KeyboardInterrupt
+
+
+class Interrupts:
+    """Remembers that the run was asked to end; a second Ctrl-C ends it at once. A context manager.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # as `nohup` asks
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from temporal_vae.errors import InputError
 
-Frames = NDArray[np.uint8]
-
 PEAK = 255.0
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 
 
-def mse(source: Frames, result: Frames) -> NDArray[np.float64]:
+def mse(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean squared error of each frame, in squared 8-bit levels. `(t,)`."""
     errors = (x.astype(np.float32) - y for x, y in zip(source, result, strict=True))
     return np.array([np.square(error).mean(dtype=np.float64) for error in errors])
@@ -34,7 +32,7 @@ def psnr(mse: float) -> float:
     return math.inf if mse == 0 else 10 * math.log10(PEAK**2 / mse)
 
 
-def ssim(source: Frames, result: Frames) -> NDArray[np.float64]:
+def ssim(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Structural similarity of each frame, in [-1, 1], the mean over pixels and colours. `(t,)`.
 
     Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
@@ -46,12 +44,12 @@ def ssim(source: Frames, result: Frames) -> NDArray[np.float64]:
     return np.array([_ssim_of_frame(*pair) for pair in zip(source, result, strict=True)])
 
 
-def _ssim_of_frame(source: Frames, result: Frames) -> float:
+def _ssim_of_frame(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> float:
     colours = zip(source.transpose(2, 0, 1), result.transpose(2, 0, 1), strict=True)
     return float(np.mean([_ssim_of_colour(*pair) for pair in colours]))
 
 
-def _ssim_of_colour(source: Frames, result: Frames) -> float:
+def _ssim_of_colour(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> float:
     x, y = (torch.from_numpy(plane.astype(np.float32)) for plane in (source, result))
     mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
     variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
@@ -91,7 +89,7 @@ class QualityMeter:
     flicker: list[float] = field(default_factory=list)
     _last_error: NDArray[np.int16] | None = None
 
-    def update(self, source: Frames, result: Frames) -> None:
+    def update(self, source: NDArray[np.uint8], result: NDArray[np.uint8]) -> None:
         """Add the next frames of both videos, `(t, h, w, 3)` each."""
         if source.shape != result.shape:
             raise InputError(

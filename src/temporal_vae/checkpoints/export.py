@@ -29,7 +29,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from temporal_vae import __version__
 from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
-from temporal_vae.video.outputs import check_writable, complete_or_nothing
+from temporal_vae.outputs import check_writable, complete_or_nothing
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder

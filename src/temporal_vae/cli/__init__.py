@@ -9,12 +9,9 @@ import sys
 import click
 
 from temporal_vae import __version__, interrupts
-from temporal_vae.cli.bench import bench
-from temporal_vae.cli.convert import convert, inflate
-from temporal_vae.cli.export import export
+from temporal_vae.cli.checkpoints import convert, export, inflate, push
 from temporal_vae.cli.info import info
 from temporal_vae.cli.plan import plan
-from temporal_vae.cli.push import push
 from temporal_vae.cli.train import train
 from temporal_vae.cli.video import decode, encode, reconstruct
 from temporal_vae.errors import TemporalVaeError
@@ -28,14 +25,14 @@ def commands() -> None:
     """Video to latents and back, with the autoencoder of Stable Video Diffusion."""
 
 
-for command in (encode, decode, reconstruct, convert, inflate, export, push, info, plan, bench, train):
+for command in (encode, decode, reconstruct, convert, inflate, export, push, info, plan, train):
     commands.add_command(command)
 
 
-def main() -> None:
-    """Run the command line and exit."""
+def main(command: click.Command = commands, name: str = "temporal-vae") -> None:
+    """Run a command line and exit."""
     try:
-        sys.exit(commands.main(prog_name="temporal-vae", standalone_mode=False) or 0)
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except (click.Abort, KeyboardInterrupt):
         _fail(interrupts.MESSAGE, interrupts.exit_code() or 130)
     except Exception as error:

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from temporal_vae.cli.console import print_fields, print_json
-from temporal_vae.cli.models import load_model
-from temporal_vae.cli.options import json_option
+from temporal_vae.cli.options import json_option, load_model
 
 
 @click.command()
@@ -40,7 +39,7 @@ def info(what: str | None, subfolder: str | None, as_json: bool) -> None:
 
 def _is_model(folder: Path, subfolder: str | None) -> bool:
     """Whether a folder is one of a model, or of nothing that could be a video: then it is said to be no model."""
-    from temporal_vae.video.images import IMAGE_SUFFIXES
+    from temporal_vae.media.images import IMAGE_SUFFIXES
 
     if (folder / (subfolder or "") / "config.json").is_file():
         return True
@@ -48,14 +47,15 @@ def _is_model(folder: Path, subfolder: str | None) -> bool:
 
 
 def _describe_machine() -> dict[str, Any]:
+    from temporal_vae import __version__
     from temporal_vae.engine import machine
 
-    return machine()
+    return {"temporal-vae": __version__, **machine()}
 
 
 def _describe_video(source: str) -> dict[str, Any]:
-    from temporal_vae.video.audio import tracks_of
-    from temporal_vae.video.reader import VideoReader
+    from temporal_vae.media.audio import tracks_of
+    from temporal_vae.media.reader import VideoReader
 
     with VideoReader(source, hdr="keep") as reader:
         video = reader.info

@@ -11,13 +11,9 @@ import click
 
 from temporal_vae import engine
 from temporal_vae.cli.console import print_json
-from temporal_vae.cli.models import DTYPES
-from temporal_vae.cli.options import PictureType, json_option, memory_option
+from temporal_vae.cli.options import DTYPES, PictureType, json_option, memory_option
 from temporal_vae.engine import DEVICES, Network
 from temporal_vae.errors import CheckpointError, ConfigError
-
-PUBLISHED = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
-"""The configuration of Stable Video Diffusion."""
 
 _EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
 
@@ -92,7 +88,7 @@ def plan(
 
 def _network(model: str, subfolder: str | None) -> Network:
     if model == "published":
-        return PUBLISHED
+        return engine.SVD
     folder = _EMBEDDED if model == "embedded" else Path(model)
     file = folder / (subfolder or "") / "config.json"
     if not file.is_file():

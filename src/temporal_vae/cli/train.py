@@ -51,7 +51,7 @@ def train(
     trains in several processes.
     """
     _need_extra()
-    from temporal_vae.training.config import TrainConfig, read_config, to_yaml
+    from temporal_vae.training.config.fields import TrainConfig, read_config, to_yaml
 
     if defaults:
         click.echo(to_yaml(TrainConfig()), nl=False)

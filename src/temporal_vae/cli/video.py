@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from temporal_vae.cli.console import print_json, progress_bar
-from temporal_vae.cli.models import takes_model
 from temporal_vae.cli.options import (
     cut_options,
     json_option,
@@ -16,6 +15,7 @@ from temporal_vae.cli.options import (
     output_options,
     selection_options,
     takes_audio,
+    takes_model,
 )
 
 if TYPE_CHECKING:

@@ -9,22 +9,21 @@ kept in memory; `run.py` executes the steps by `passes.py`, on activations in `s
 `kernels/`. Statistics of tiles meet in `stats.py`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from temporal_vae.engine.planner import DEVICES, DTYPES, Offer, Plan, Task, cores, plan, readable
 from temporal_vae.engine.progress import reporting
-from temporal_vae.engine.schedule import Network
+from temporal_vae.engine.schedule import SVD, Network
+from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
-    from temporal_vae.engine.calls import decode as decode
-    from temporal_vae.engine.calls import encode as encode
-    from temporal_vae.engine.calls import plan_like as plan_like
-    from temporal_vae.engine.trust import machine as machine
+    from temporal_vae.engine.calls import decode, encode, plan_like
+    from temporal_vae.engine.trust import machine
 
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "SVD",
     "Network",
     "Offer",
     "Plan",
@@ -39,10 +38,7 @@ __all__ = [
     "reporting",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """What computes needs torch, which is loaded when it is first asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "trust" if name == "machine" else "calls"
-    return getattr(import_module(f"temporal_vae.engine.{home}"), name)
+# What computes needs torch.
+__getattr__ = loaded_on_use(
+    __name__, {"decode": "calls", "encode": "calls", "plan_like": "calls", "machine": "trust"}
+)

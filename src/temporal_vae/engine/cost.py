@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import BLOCK, QUERIES, TILE, Cut, finish_channels, scratch_bytes
+from temporal_vae.engine.geometry import BLOCK, ITEMSIZE, QUERIES, TILE, Cut, finish_channels, scratch_bytes
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Level, Levels, Pass, Rung, Step
 
 MIB = 2**20
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 FIRST_USE = {"float32": 84 * MIB, "int16": 90 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator

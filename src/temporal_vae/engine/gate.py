@@ -19,9 +19,10 @@ from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
 
 from temporal_vae.engine import originals
+from temporal_vae.engine.geometry import ITEMSIZE
 from temporal_vae.engine.structure import Unknown, difference, known
 
-_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_TYPES = tuple(getattr(torch, name) for name in ITEMSIZE)
 _OUTSIDE = "call it outside of that"
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a value, by the types that activations may have."""
+
 TILE = 4  # rows and columns that Winograd filtering computes at once: strips begin on multiples of it
 BLOCK = 48  # tiles that are transformed, multiplied and transformed back together, in the cache of one core
 QUERIES = 2048  # pixels whose attention is computed at once

@@ -15,8 +15,8 @@ from numbers import Integral
 from typing import Literal
 
 from temporal_vae.engine import schedule
-from temporal_vae.engine.cost import ITEMSIZE, MIB, STRIP_BYTES, Cost, Workload
-from temporal_vae.engine.geometry import Cut
+from temporal_vae.engine.cost import MIB, STRIP_BYTES, Cost, Workload
+from temporal_vae.engine.geometry import ITEMSIZE, Cut
 from temporal_vae.engine.schedule import ENCODER_RUNGS, RUNGS, Network, Rung, Step
 from temporal_vae.errors import InputError, MemoryLimitError
 

@@ -132,13 +132,13 @@ class _Clip:
         recomputed: dict[Place, Convolution] = {}
         for one, (weights, shortcut) in zip(step.passes, packed, strict=True):
             if one.kind == "attend":
-                attention = cast("Attention", self._network.get_submodule(one.module))
+                attention = cast("Attention", self._module(one.module))
                 assert moments is not None
                 moments = passes.attend(
                     self._context, attention, places["state"], group, moments=moments, work=one.work
                 )
             elif weights is None:
-                conv = cast("nn.Conv3d", self._network.get_submodule(one.module))
+                conv = cast("nn.Conv3d", self._module(one.module))
                 passes.finish_over_time(self._context, conv, self._target, work=one.work)
             else:
                 convolution = Convolution(weights, self._pending(one, moments), one.work)
@@ -182,18 +182,25 @@ class _Clip:
         if one.norm is None:
             return None
         assert moments is not None, "a norm needs the moments of what it normalises"
-        norm = cast("nn.GroupNorm", self._network.get_submodule(one.norm))
+        norm = cast("nn.GroupNorm", self._module(one.norm))
         return affine(moments.over_frames() if one.kind == "temporal" else moments, norm)
+
+    def _module(self, name: str) -> nn.Module:
+        """A part of the network that a step names."""
+        try:
+            return self._network.get_submodule(name)
+        except AttributeError as error:
+            raise RuntimeError(f"the schedule reads {name}, which this network does not have") from error
 
     def _pack(self, one: Pass, room: Scratch) -> tuple[Weights | None, Weights | None]:
         """The weights of a pass, and of its shortcut, as the kernels read them."""
-        kernels, network = self._context.kernels, self._network
+        kernels = self._context.kernels
         if one.kind in ("attend", "finish"):
             return None, None
-        module = network.get_submodule(one.module)
+        module = self._module(one.module)
         if one.kind == "temporal":
             conv = cast("nn.Conv3d", module)
-            factor = None if one.mixer is None else _blend(network.get_submodule(one.mixer))
+            factor = None if one.mixer is None else _blend(self._module(one.mixer))
             return kernels.temporal_weights(conv, self._count, room, factor=factor), None
         conv2d = cast("nn.Conv2d", module)
         if one.kind == "halve":
@@ -201,7 +208,7 @@ class _Clip:
         weights = kernels.spatial_weights(conv2d, room, enlarge=one.kind == "enlarge")
         if one.shortcut is None:
             return weights, None
-        shortcut = cast("nn.Conv2d", network.get_submodule(one.shortcut))
+        shortcut = cast("nn.Conv2d", self._module(one.shortcut))
         return weights, kernels.pointwise_weights(shortcut, room)
 
 

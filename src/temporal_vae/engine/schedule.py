@@ -54,6 +54,10 @@ class Network:
         return 2 ** (len(self.widths) - 1)
 
 
+SVD = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
+"""The configuration of Stable Video Diffusion."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rung:
     """A step of the memory ladder: where the activations of a level are kept."""

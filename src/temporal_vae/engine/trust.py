@@ -152,11 +152,8 @@ def describe(device: str) -> str:
 
 def machine() -> dict[str, Any]:
     """What this machine is, and what the engine does on it; every dtype is checked."""
-    from temporal_vae import __version__
-
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     found: dict[str, Any] = {
-        "temporal-vae": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),

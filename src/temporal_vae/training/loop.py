@@ -20,16 +20,15 @@ from accelerate.utils import gather_object
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError, TrainingError
-from temporal_vae.training import begin, state, validation
-from temporal_vae.training.config import TrainConfig, differences, read_config, to_yaml
-from temporal_vae.training.data import Clips, load, to_device
-from temporal_vae.training.learner import Learner
-from temporal_vae.training.lock import locked
-from temporal_vae.training.parts import choose
-from temporal_vae.training.processes import any_process
-from temporal_vae.training.signals import Interrupts
-from temporal_vae.training.watch import Watch
-from temporal_vae.video.outputs import complete_or_nothing, remove_leftovers
+from temporal_vae.interrupts import Interrupts
+from temporal_vae.outputs import complete_or_nothing, remove_leftovers
+from temporal_vae.training import checkpoint, initial, validation
+from temporal_vae.training.checkpoint import locked
+from temporal_vae.training.config.fields import TrainConfig, differences, read_config, to_yaml
+from temporal_vae.training.data.dataloader import Clips, load, to_device
+from temporal_vae.training.initial import choose
+from temporal_vae.training.log import Watch
+from temporal_vae.training.step import Learner, any_process
 from temporal_vae.video.report import peak_memory
 
 CONFIG = "config.yaml"
@@ -105,17 +104,17 @@ class _Run:
         self._config, self._accelerator = config, accelerator
         self._watch, self._interrupts = watch, interrupts
         self._output = Path(config.output)
-        vae = begin.begin(config)
+        vae = initial.begin(config)
         self._clips = Clips(config, rank=accelerator.process_index, multiple=vae.spatial_factor)
         self._samples, faults = validation.samples(config.validation)
         if found is None and config.model.linear_start is not None:
-            error = begin.start_linear(vae, config, config.model.linear_start)
+            error = initial.start_linear(vae, config, config.model.linear_start)
             watch.say(f"linear start: error {error:.5f}")
         names = choose(vae, config.train)
         self._learner = Learner(config, vae, names, accelerator)
         self._state = self._learner.state
         if found is not None:
-            state.restore(self._state, found)
+            checkpoint.restore(self._state, found)
             self._learner.restored()
             watch.say(f"resumed from {found} at step {self._counters.step}")
         learning = sum(vae.get_parameter(name).numel() for name in names)
@@ -125,7 +124,7 @@ class _Run:
         self._note({**dict(self._clips.faults), **faults})
 
     @property
-    def _counters(self) -> state.Counters:
+    def _counters(self) -> checkpoint.Counters:
         return self._state.counters
 
     def run(self) -> Outcome:
@@ -212,7 +211,7 @@ class _Run:
             )
         best, ended = counters.best_psnr, self._last_psnr
         if best is not None and ended is not None and ended < best - _WORSE:
-            folder = state.folder_of(self._output, counters.best_step or 0) / state.MODEL
+            folder = checkpoint.folder_of(self._output, counters.best_step or 0) / checkpoint.MODEL
             where = f"in {folder}" if folder.is_dir() else "those that the run began with"
             found.append(f"the weights ended at {ended:.1f} dB; the best, {best:.1f} dB, are {where}")
         return found
@@ -240,8 +239,8 @@ class _Run:
             self._note(dict([entry]))
         self._learner.remember()
         if self._accelerator.is_main_process:
-            state.save(self._state, self._output, to_yaml(self._config))
-            state.prune(self._output, keep=config.keep, best=counters.best_step)
+            checkpoint.save(self._state, self._output, to_yaml(self._config))
+            checkpoint.prune(self._output, keep=config.keep, best=counters.best_step)
         self._accelerator.wait_for_everyone()
 
     def _write_model(self) -> None:
@@ -252,12 +251,12 @@ class _Run:
         if self._config.model.new is not None:
             model.register_to_config(scaling_factor=self._scaling_factor(model))
         target, needed = (
-            self._output / state.MODEL,
+            self._output / checkpoint.MODEL,
             sum(tensor.nbytes for tensor in model.state_dict().values()),
         )
-        with state.disk_errors(target, needed), complete_or_nothing(target) as temporary:
+        with checkpoint.disk_errors(target, needed), complete_or_nothing(target) as temporary:
             model.save_pretrained(temporary)
-        self._watch.say(f"wrote {self._output / state.MODEL}")
+        self._watch.say(f"wrote {self._output / checkpoint.MODEL}")
 
     @torch.no_grad()
     def _scaling_factor(self, model: AutoencoderKLTemporalDecoder) -> float:
@@ -295,9 +294,9 @@ def _prepare_output(
     Raises:
         ConfigError: the folder holds a run with another configuration.
     """
-    found = state.checkpoints(output)
+    found = checkpoint.checkpoints(output)
     written = output / CONFIG
-    own = found[-1][1] / state.SETTINGS if found else written
+    own = found[-1][1] / checkpoint.SETTINGS if found else written
     before = own if own.is_file() else written  # checkpoints of the first releases have none of their own
     if found and before.is_file():
         names = [name for name in differences(read_config(before), config) if name not in allow_change]
@@ -308,7 +307,7 @@ def _prepare_output(
                 f"configuration in {before}, or let it change ({options})"
             )
     if first:
-        for folder in (output, output / state.FOLDER, output / "sheets"):
+        for folder in (output, output / checkpoint.FOLDER, output / "sheets"):
             remove_leftovers(folder)
         with complete_or_nothing(written) as temporary:
             temporary.write_text(to_yaml(config))

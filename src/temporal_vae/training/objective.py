@@ -15,7 +15,7 @@ from temporal_vae.training import losses
 from temporal_vae.training.discriminator import PatchDiscriminator2D, PatchDiscriminator3D
 
 if TYPE_CHECKING:
-    from temporal_vae.training.config import Adversary, Losses, Optimizer
+    from temporal_vae.training.config.fields import Adversary, Losses, Optimizer
 
 _ENGINE_PIXELS = 2**16
 """Of a batch, from which on the engine encodes faster than the modules; it packs the weights in every call."""

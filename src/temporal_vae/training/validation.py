@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import one_line
 from temporal_vae.errors import MediaError
+from temporal_vae.media.frames import Frames, clip_starts
+from temporal_vae.media.reader import VideoReader
 from temporal_vae.metrics import QualityMeter
-from temporal_vae.training.config import Validation
-from temporal_vae.training.footage import SCENE_SIDE
-from temporal_vae.training.scenes import render_scene
-from temporal_vae.training.sources import Item, items_of
+from temporal_vae.outputs import complete_or_nothing
+from temporal_vae.training.config.fields import Validation
+from temporal_vae.training.data.footage import SCENE_SIDE
+from temporal_vae.training.data.scenes import render_scene
+from temporal_vae.training.data.sources import Item, items_of
 from temporal_vae.video.coder import Coder
 from temporal_vae.video.comparison import AMPLIFICATION, side_by_side
-from temporal_vae.video.frames import Frames, clip_starts
-from temporal_vae.video.outputs import complete_or_nothing
-from temporal_vae.video.reader import VideoReader
 
 _SHEET_WIDTH = 1200  # pixels
 _LABEL_HEIGHT = 16

@@ -6,6 +6,7 @@ from copy import copy, deepcopy
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
@@ -13,8 +14,7 @@ from torch import Tensor
 from temporal_vae import engine
 from temporal_vae.amounts import parse_memory
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-from temporal_vae.video.frames import Frames, crop_to, pad_to_multiple
-from temporal_vae.video.tensors import to_frames, to_tensor
+from temporal_vae.media.frames import Frames, crop_to, pad_to_multiple
 from temporal_vae.video.work import Progress, Work
 
 _MOST_TOGETHER = 25  # frames of one call of the encoder
@@ -135,3 +135,20 @@ def _as_encoder(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecod
         upcast.encoder, upcast.quant_conv = deepcopy(vae.encoder).float(), deepcopy(vae.quant_conv).float()
         _encoders[vae] = weights, upcast
     return upcast
+
+
+def to_tensor(frames: Frames) -> Tensor:
+    """Uint8 frames `(t, h, w, 3)` as float32 `(t, 3, h, w)` in [-1, 1], channels-last in memory."""
+    x = torch.empty(frames.shape)
+    for values, frame in zip(x, frames, strict=True):
+        values.copy_(torch.from_numpy(frame.astype(np.float32))).div_(127.5).sub_(1)
+    return x.permute(0, 3, 1, 2)
+
+
+def to_frames(x: Tensor) -> Frames:
+    """What the model returned, `(t, 3, h, w)` about [-1, 1] on any device, as uint8 frames `(t, h, w, 3)`."""
+    frames = np.empty((len(x), *x.shape[2:], x.shape[1]), np.uint8)
+    for frame, values in zip(frames, x, strict=True):
+        levels = values.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+        frame[:] = levels.permute(1, 2, 0).cpu().numpy()
+    return frames

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from temporal_vae.video.frames import Frames
-from temporal_vae.video.outputs import check_writable, complete_or_nothing, writing
-from temporal_vae.video.writer import VideoWriter
+from temporal_vae.media.frames import Frames
+from temporal_vae.media.writer import VideoWriter
+from temporal_vae.outputs import check_writable, complete_or_nothing, writing
 
 AMPLIFICATION = 4  # of the difference
 _SHEET_ROWS = 6  # at most; at least half as many of a video that long

@@ -27,8 +27,8 @@ from torch import Tensor
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.errors import LatentFileError, MediaError
-from temporal_vae.video.frames import Color, clip_starts
-from temporal_vae.video.outputs import check_readable, check_writable, complete_or_nothing, writing
+from temporal_vae.media.frames import Color, clip_starts
+from temporal_vae.outputs import check_readable, check_writable, complete_or_nothing, writing
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "temporal_vae"

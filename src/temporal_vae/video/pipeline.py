@@ -20,12 +20,15 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.media.audio import Audio
+from temporal_vae.media.frames import Clip, clip_starts
+from temporal_vae.media.reader import Size, VideoReader
+from temporal_vae.media.writer import VideoWriter
 from temporal_vae.metrics import QualityMeter
+from temporal_vae.outputs import check_apart, check_writable, complete_or_nothing, writing
 from temporal_vae.streams import stream
-from temporal_vae.video.audio import Audio
 from temporal_vae.video.coder import Coder
 from temporal_vae.video.comparison import Comparison, comparison_paths
-from temporal_vae.video.frames import Clip, clip_starts
 from temporal_vae.video.latents import (
     LatentInfo,
     LatentReader,
@@ -33,12 +36,9 @@ from temporal_vae.video.latents import (
     ModelIdentity,
     check_latent_target,
 )
-from temporal_vae.video.outputs import check_apart, check_writable, complete_or_nothing, writing
-from temporal_vae.video.reader import Size, VideoReader
 from temporal_vae.video.report import Report, peak_memory, report_path
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.work import Progress
-from temporal_vae.video.writer import VideoWriter
 
 CLIP_FRAMES = 25  # the clip length Stable Video Diffusion was tuned for
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from temporal_vae.errors import InputError
-from temporal_vae.video.frames import Clip, check_cut
+from temporal_vae.media.frames import Clip, check_cut
 
 
 class Stitcher:

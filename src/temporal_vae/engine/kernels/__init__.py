@@ -1,7 +1,8 @@
 """The few tensor kernels of the engine; each works on one tile, in one thread.
 
-`portable` is plain torch and runs anywhere; `native` is machine code for this processor (`native_code`, written with
-the words of `simd`, on the arithmetic of `minimal`); `triton_kernels` serve `portable` on a GPU. `kernels_for` picks.
+`naive` is plain torch, runs anywhere and says what is right; `native` is machine code for this processor
+(`native_code`, written with the words of `simd`, on the arithmetic of `winograd`); `triton_kernels` serve `naive` on a
+GPU. `kernels_for` picks.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class Kernels(Protocol[W]):
 
 def kernels_for(device: torch.device, dtype: torch.dtype, workers: Workers) -> Kernels[Any]:
     """The fastest kernels for activations of `dtype` on `device`."""
-    from temporal_vae.engine.kernels.portable import PortableKernels
+    from temporal_vae.engine.kernels.naive import NaiveKernels
 
     if processor.arithmetic(device.type, str(dtype).removeprefix("torch.")) != "torch":
         from temporal_vae.engine.kernels.native import NativeKernels
 
         return NativeKernels(dtype, workers)
-    return PortableKernels(device)
+    return NaiveKernels(device)

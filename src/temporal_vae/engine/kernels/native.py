@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK, TILE, scratch_bytes
 from temporal_vae.engine.kernels import native_code, simd
-from temporal_vae.engine.kernels.minimal import F11, F43, Filtering
 from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
+from temporal_vae.engine.kernels.winograd import F11, F43, Winograd
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
@@ -28,7 +28,7 @@ class PackedWeights:
     bias: Tensor
     inputs: int
     outputs: int
-    filtering: Filtering
+    winograd: Winograd
     enlarge: bool = False
 
 
@@ -70,7 +70,7 @@ class NativeKernels:
         self,
         weight: Tensor,
         bias: Tensor,
-        filtering: Filtering,
+        winograd: Winograd,
         axes: int,
         room: Scratch,
         *,
@@ -83,7 +83,7 @@ class NativeKernels:
             weight = F.pad(weight, (0, 0, 0, padding[0], 0, padding[1]))
             bias = F.pad(bias, (0, padding[1]))
             outputs, inputs, _ = weight.shape
-        matrix = torch.tensor([[float(x) for x in row] for row in filtering.filter], dtype=torch.float64)
+        matrix = torch.tensor([[float(x) for x in row] for row in winograd.filter], dtype=torch.float64)
         if axes == 2:
             matrix = torch.kron(matrix, matrix)
         bias = bias.float()
@@ -112,7 +112,7 @@ class NativeKernels:
             bias=bias.contiguous(),
             inputs=inputs,
             outputs=outputs,
-            filtering=filtering,
+            winograd=winograd,
             enlarge=enlarge,
         )
 
@@ -220,15 +220,15 @@ class NativeKernels:
         sums = torch.zeros((frames, 2, weights.outputs), dtype=torch.float64)
         inputs = _table("source", sources, self._dtype, pixels, weights.inputs)
         outputs = _table("target", targets, self._dtype, pixels, weights.outputs)
-        rest = frames % weights.filtering.outputs
-        native_code.temporal(self._name, affine is not None, weights.filtering is F11, rest)(
+        rest = frames % weights.winograd.outputs
+        native_code.temporal(self._name, affine is not None, weights.winograd is F11, rest)(
             inputs.ctypes.data,
             outputs.ctypes.data,
             outputs.ctypes.data if add else 0,
             *self._pending(weights, affine),
-            *self._weights(weights, weights.filtering.points),
+            *self._weights(weights, weights.winograd.points),
             sums.data_ptr(),
-            self._room(weights, weights.filtering.points, scratch).data_ptr(),
+            self._room(weights, weights.winograd.points, scratch).data_ptr(),
             weights.inputs,
             weights.outputs,
             frames,

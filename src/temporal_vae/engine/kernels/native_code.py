@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from temporal_vae.engine import processor
+from temporal_vae.engine.geometry import ITEMSIZE
 from temporal_vae.engine.kernels import simd
-from temporal_vae.engine.kernels.minimal import F11, F43, Filtering, Matrix, shortened
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
 from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
+from temporal_vae.engine.kernels.winograd import F11, F43, Matrix, Winograd, shortened
 from temporal_vae.engine.processor import Machine
 from temporal_vae.engine.threads import once
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SPATIAL = (
     "source", "source_row", "target", "target_row", "residual", "residual_row", "scale", "shift", "weights", "factors",
     "bias", "sums", "scratch", "inputs", "outputs", "height", "width", "enlarge", "first", "last", "block",
@@ -78,7 +78,7 @@ class _Common:
     ) -> None:
         self.b, self.machine, self.dtype, self.activate = b, machine, dtype, activate
         self.arg = arguments
-        self.bytes = BYTES[dtype]
+        self.bytes = ITEMSIZE[dtype]
         self.kind = FixedProduct if processor.arithmetic("cpu", dtype) == "int16" else FloatProduct
 
     def activated(self, address: Value, scale: Value, shift: Value) -> Value:
@@ -253,7 +253,7 @@ def finish(
 class _Temporal(_Common):
     """Tiles of one pixel and four frames, or of the frames that are left, over a range of pixels `[first, last)`."""
 
-    def emit(self, f: Filtering, rest: int) -> None:
+    def emit(self, f: Winograd, rest: int) -> None:
         b, arg = self.b, self.arg
         place = b.add(arg["scratch"], b.mul(arg["block"], arg["inputs"], 2 * 4))
         self.product = self.kind(b, self.machine, f.points, arg, place)
@@ -266,7 +266,7 @@ class _Temporal(_Common):
             if rest:
                 self.tiles(shortened(f, rest), fours, first, rows)
 
-    def tiles(self, f: Filtering, frame: Value, first: Value, rows: Value) -> None:
+    def tiles(self, f: Winograd, frame: Value, first: Value, rows: Value) -> None:
         """The tiles of `rows` pixels that begin at one frame."""
         self.gather(f, frame, first, rows)
         self.product.multiply(rows, f.points)
@@ -276,7 +276,7 @@ class _Temporal(_Common):
         """Address of a frame from the table `name`."""
         return self.b.ir.load(self.b._at(self.b.add(self.arg[name], self.b.mul(frame, 8)), simd.I64))
 
-    def gather(self, f: Filtering, frame: Value, first: Value, rows: Value) -> None:
+    def gather(self, f: Winograd, frame: Value, first: Value, rows: Value) -> None:
         """Transform `points` frames of each pixel; the frames shared with the tile before were kept."""
         b, arg, ring = self.b, self.arg, self.arg["scratch"]
         overlap, start = f.taps - 1, b.ir.icmp_signed("==", frame, b.integer(0))
@@ -314,7 +314,7 @@ class _Temporal(_Common):
                     self.product.put(i, c, result)
             self.product.end(f.points)
 
-    def scatter(self, f: Filtering, frame: Value, first: Value, rows: Value) -> None:
+    def scatter(self, f: Winograd, frame: Value, first: Value, rows: Value) -> None:
         """Transform the products of each pixel back, finish and write its frames."""
         b, arg = self.b, self.arg
         frames = [b.add(frame, i) for i in range(f.outputs)]

@@ -1,0 +1,107 @@
+"""What encode and decode take of resident memory beside what was planned, each case in a fresh process.
+
+python -m benchmarks.resident         # all cases, as a table
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+SVD, SMALL, EMBEDDED = ([128, 256, 512, 512], 2), ([64, 128], 1), ([96, 96, 96], 1)
+
+
+def case(job: str, network: tuple[list[int], int], frames: int, size: tuple[int, int], dtype: str, share: float,
+         threads: int = 2) -> dict[str, Any]:  # fmt: skip
+    """`share` is where the limit lies between the least that any rung takes (0) and all that is wanted (1)."""
+    names = ("job", "network", "frames", "size", "dtype", "share", "threads")
+    return dict(zip(names, (job, network, frames, size, dtype, share, threads), strict=True))
+
+
+CASES = [
+    case(*what, dtype, share)
+    for dtype in ("float32", "bfloat16", "float16")
+    for share in (0.0, 0.5, 1.0)
+    for what in (
+        ("decode", SVD, 4, (128, 128)),
+        ("decode", SVD, 3, (200, 264)),
+        ("decode", EMBEDDED, 25, (128, 192)),
+        ("decode", EMBEDDED, 8, (320, 512)),
+        ("decode", SMALL, 60, (128, 128)),
+        ("encode", SVD, 4, (256, 256)),
+        ("encode", EMBEDDED, 2, (1080, 1920)),
+    )
+] + [
+    case("decode", EMBEDDED, 4, (720, 1280), "float16", 0.3),
+    case("decode", SVD, 1, (512, 512), "float16", 1.0),
+    case("encode", EMBEDDED, 25, (128, 192), "float16", 1.0),
+    case("decode", SMALL, 5, (256, 256), "float32", 0.2, threads=4),
+    case("decode", EMBEDDED, 14, (576, 1024), "bfloat16", 0.1),
+    case("decode", EMBEDDED, 25, (320, 512), "float32", 0.1, threads=1),
+]
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """The limit, the peak that was planned and the one that was found, in bytes, in a process of its own."""
+    found = subprocess.run(
+        [sys.executable, "-m", "benchmarks.resident", json.dumps(case)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(found.stdout)
+
+
+def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: tuple[int, int], dtype: str,
+                  share: float, threads: int) -> dict[str, Any]:  # fmt: skip
+    import torch
+
+    from benchmarks.memory import resident_bytes, watch_peak
+    from temporal_vae import AutoencoderKLTemporalDecoder
+    from temporal_vae.engine.storage import release_free_memory
+
+    torch.set_num_threads(threads)
+    widths, layers = network
+    model = AutoencoderKLTemporalDecoder(
+        block_out_channels=tuple(widths),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        layers_per_block=layers,
+    )
+    model = model.to(getattr(torch, dtype)).eval()
+    planner = model.plan_decode if job == "decode" else model.plan_encode
+    request = {"num_frames": frames, "height": size[0], "width": size[1]}
+    peaks = [rung.peak for rung in planner(**request).ladder]
+    limit = int(min(peaks) + share * (max(peaks) - min(peaks)))
+    plan = planner(**request, memory_limit=limit)
+    factor = model.spatial_factor
+    shape = (4, size[0] // factor, size[1] // factor) if job == "decode" else (3, *size)
+    x = torch.randn(frames, *shape).to(getattr(torch, dtype))
+    model.enable_tiling(memory_limit=limit)
+    gc.collect()
+    release_free_memory()
+    before = resident_bytes(os.getpid())
+    with watch_peak(os.getpid()) as peak, torch.no_grad():
+        result = model.decode(x, num_frames=frames) if job == "decode" else model.encode(x)
+    del result
+    return {"limit": limit, "planned": plan.peak, "found": peak[0] - before, "rung": plan.rung}
+
+
+def main() -> None:
+    """One case, named by JSON; or all of them."""
+    if len(sys.argv) > 1:
+        print(json.dumps(_measure_here(**json.loads(sys.argv[1]))))
+        return
+    print(f"{'case':68} {'planned':>8} {'found':>8} {'share':>6}  rung")
+    for case in CASES:
+        found, (widths, layers) = measure(case), case["network"]
+        height, width = case["size"]
+        named = f"{case['job']} {'-'.join(map(str, widths))}/{layers} {case['frames']}x{height}x{width}"
+        named += f" {case['dtype']}, {case['threads']} threads, {case['share']}"
+        planned, taken = (found[key] / 2**20 for key in ("planned", "found"))
+        print(f"{named:68} {planned:7.0f}M {taken:7.0f}M {taken / planned:6.2f}  {found['rung']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
