@@ -30,7 +30,7 @@ __getattr__ = loaded_on_use(
     {
         "AutoencoderKLTemporalDecoder": "autoencoder",
         "Clip": "media.frames",
-        "ModelMixin": "autoencoder",  # diffusers' pipelines ask the library of a part for its base class
+        "ModelMixin": "checkpoints.loading",  # diffusers' pipelines ask the library of a part for its base class
         "decode_video": "video.pipeline",
         "encode_video": "video.pipeline",
         "inflate": "inflation",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 from temporal_vae.errors import InputError
+
+MemoryLimit: TypeAlias = int | str | None
+"""Bytes above the loaded model, or an amount as `"4GiB"`; None where none is set."""
 
 _UNITS = {
     "": 1,

@@ -7,8 +7,6 @@ weights, same calls, same numbers. What is computed is computed by `engine`, wha
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from logging import LogRecord as Record
-from logging import getLogger as get_logger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,40 +14,32 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLTemporalDecoder as Published
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from temporal_vae import engine
-from temporal_vae.amounts import parse_memory
+from temporal_vae.amounts import MemoryLimit, parse_memory
 from temporal_vae.checkpoints import convert, hub, loading
 from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
-from temporal_vae.model.checks import DOWN_BLOCK, check_config, check_frames, check_latents
+from temporal_vae.model.checks import DOWN_BLOCK, channels_into, check_config, check_frames, check_latents
 from temporal_vae.model.decoder import TemporalDecoder
 from temporal_vae.model.encoder import Encoder
+from temporal_vae.model.fusion import FusableProjections
 from temporal_vae.streams import stream
-
-# A pipeline saves and loads parts from libraries it knows, by a base class that the library offers: tell it of ours.
-LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
 
 logger = logging.get_logger(__name__)
 
 
-class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
-    """The video autoencoder of Stable Video Diffusion.
+class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: ignore[misc]
+    """The video autoencoder of Stable Video Diffusion: an image encoder, and a decoder with temporal layers.
 
-    A 2D image encoder, a diagonal Gaussian posterior, and a decoder with temporal residual blocks and a final
-    convolution over time. Frames are `(b*t, c, h, w)` with values in [-1, 1], latents
-    `(b*t, latent_channels, h/f, w/f)` with `f = 2 ** (len(block_out_channels) - 1)`.
-
-    It derives from the diffusers class so that pipelines and tools that ask for that type accept it; the network
-    and everything computed with it is this package's own.
+    Frames are `(b*t, c, h, w)` with values in [-1, 1], latents `(b*t, latent_channels, h/f, w/f)` with
+    `f = 2 ** (len(block_out_channels) - 1)`. It derives from the diffusers class so that pipelines and tools that ask
+    for that type accept it; the network and everything computed with it is this package's own.
 
     Args:
         in_channels: channels of the frames that are encoded.
@@ -83,36 +73,28 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         scaling_factor: float = 0.18215,
         force_upcast: bool = True,
     ) -> None:
+        numbers: dict[str, Any] = {
+            "latent_channels": latent_channels,
+            "block_out_channels": block_out_channels,
+            "layers_per_block": layers_per_block,
+        }
         check_config(
             down_block_types=down_block_types,
-            block_out_channels=block_out_channels,
             scaling_factor=scaling_factor,
             in_channels=in_channels,
             out_channels=out_channels,
-            layers_per_block=layers_per_block,
-            latent_channels=latent_channels,
+            **numbers,
         )
         super(Published, self).__init__()  # the parent itself would build its own network
-        self.encoder = Encoder(
-            in_channels=in_channels,
-            latent_channels=latent_channels,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-        )
-        self.decoder = TemporalDecoder(
-            latent_channels=latent_channels,
-            out_channels=out_channels,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-        )
+        self.encoder = Encoder(in_channels=in_channels, **numbers)
+        self.decoder = TemporalDecoder(out_channels=out_channels, **numbers)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self._unfused_processors: dict[str, Any] | None = None
         self.memory_limit: int | None = None
-        self.use_tiling = self.use_slicing = False
+        self.use_tiling = self.use_slicing = False  # slicing: clips come one after the other in any case
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = max(1, sample_size // self.spatial_factor)
         self.tile_overlap_factor = 0.25
-        self.register_state_dict_post_hook(_drop_fused_projections)
+        self.hide_fused_projections()
 
     @property
     def network(self) -> engine.Network:
@@ -124,11 +106,9 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """Pixels of a frame per latent, along height and along width."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    # Encode, decode, forward
-
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(
-        self, x: Tensor, return_dict: bool = True, *, memory_limit: int | str | None = None
+        self, x: Tensor, return_dict: bool = True, *, memory_limit: MemoryLimit = None
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode frames into the posterior of their latents, each frame by itself.
 
@@ -146,40 +126,32 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             MemoryLimitError: a limit that is too small; the message says which is not.
         """
         if not torch.compiler.is_compiling():
-            check_frames(x, channels=_channels_into(self.encoder), smallest=self.spatial_factor)
-        limit = self._limit(memory_limit)
-        moments = engine.encode(self.encoder, x, self.network, memory_limit=limit)
+            check_frames(x, channels=channels_into(self.encoder), smallest=self.spatial_factor)
+        moments = engine.encode(self.encoder, x, self.network, memory_limit=self._limit(memory_limit))
         posterior = DiagonalGaussianDistribution(self.quant_conv(moments))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(
-        self,
-        z: Tensor,
-        num_frames: int,
-        return_dict: bool = True,
-        *,
-        memory_limit: int | str | None = None,
+        self, z: Tensor, num_frames: int, return_dict: bool = True, *, memory_limit: MemoryLimit = None
     ) -> DecoderOutput | tuple[Tensor]:
         """Decode latents of whole clips into frames.
 
         Args:
             z: unscaled latents `(b*t, latent_channels, h, w)`, the frames of each clip one after the other.
-            num_frames: `t`, the length of a clip. It is part of what the latents mean: 25 frames decoded as
-                14 and 11 give other pixels.
+            num_frames: `t`, the length of a clip: 25 frames decoded as 14 and 11 give other pixels.
             return_dict: return a `DecoderOutput` rather than a tuple.
             memory_limit: as in `encode`.
 
         Returns:
-            `DecoderOutput(sample)`, or `(sample,)`: frames `(b*t, out_channels, h*f, w*f)`, about [-1, 1], not
-            clamped.
+            `DecoderOutput(sample)`, or `(sample,)`: frames `(b*t, out_channels, h*f, w*f)`, about [-1, 1].
 
         Raises:
             InputError: wrong rank, channels or type, or a batch that `num_frames` does not divide.
             MemoryLimitError: as `encode`.
         """
         if not torch.compiler.is_compiling():
-            check_latents(z, num_frames, channels=_channels_into(self.decoder))
+            check_latents(z, num_frames, channels=channels_into(self.decoder))
         limit = self._limit(memory_limit)
         frames = engine.decode(self.decoder, z, self.network, num_frames=num_frames, memory_limit=limit)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
@@ -192,93 +164,58 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         generator: torch.Generator | None = None,
         num_frames: int = 1,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encode and decode frames.
+        """Encode and decode frames `(b*t, in_channels, h, w)`, values in [-1, 1]; returns and raises as `decode`.
 
-        Args:
-            sample: frames `(b*t, in_channels, h, w)`, values in [-1, 1].
-            sample_posterior: decode a sample of the posterior rather than its mode.
-            return_dict: return a `DecoderOutput` rather than a tuple.
-            generator: source of the posterior sample.
-            num_frames: `t`, the length of a clip.
-
-        Returns:
-            As `decode`.
-
-        Raises:
-            InputError: as `encode` and `decode`.
+        `sample_posterior` decodes a sample of the posterior, drawn with `generator`, rather than its mode.
         """
         posterior = self.encode(sample).latent_dist
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         frames = self.decode(z, num_frames=num_frames).sample
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
-    # Streams
-
     def encode_stream(
-        self, clips: Iterable[Tensor], *, memory_limit: int | str | None = None
+        self, clips: Iterable[Tensor], *, memory_limit: MemoryLimit = None
     ) -> Generator[DiagonalGaussianDistribution, None, None]:
         """Encode clip after clip of a long video, each as `encode` does, without gradients.
 
-        The next clip is read, in a thread, and the last posterior used while the present clip is computed, in another
-        thread. Nothing is read before the first posterior is asked for, and no more than one clip ahead. The threads
-        end with the iteration; close it (`contextlib.closing`) where it may be left early.
+        The next clip is read and the last posterior used while the present clip is computed, in threads that end with
+        the iteration (see `streams.stream`); close it (`contextlib.closing`) where it may be left early.
 
         Args:
             clips: frames `(t, in_channels, h, w)`, values in [-1, 1]; `t` and size may change from clip to clip.
-            memory_limit: of each clip, as in `encode`.
+            memory_limit: as in `encode`.
 
         Yields:
-            The posterior of each clip, over latents `(t, latent_channels, h/f, w/f)`.
-
-        Raises:
-            InputError: a clip that `encode` refuses.
-            MemoryLimitError: a clip that cannot be encoded within the limit.
-            Exception: whatever `clips` raises, as it is.
+            The posterior of each clip, over latents `(t, latent_channels, h/f, w/f)`; what `encode` or `clips` raises
+            comes in its place.
         """
         return stream(lambda clip: self.encode(clip, memory_limit=memory_limit).latent_dist, clips)
 
     def decode_stream(
-        self, clips: Iterable[Tensor], *, memory_limit: int | str | None = None
+        self, clips: Iterable[Tensor], *, memory_limit: MemoryLimit = None
     ) -> Generator[Tensor, None, None]:
-        """Decode clip after clip of a long video, each as a whole, without gradients.
+        """Decode clip after clip of a long video, each as a whole, as `encode_stream` encodes them.
 
-        Clips are read, computed and used at the same time as in `encode_stream`.
-
-        Args:
-            clips: unscaled latents `(t, latent_channels, h, w)`, each tensor one clip of `t` frames; `t` and size may
-                change from clip to clip.
-            memory_limit: of each clip, as in `encode`.
-
-        Yields:
-            The frames of each clip, `(t, out_channels, h*f, w*f)`, about [-1, 1], not clamped.
-
-        Raises:
-            InputError: a clip that `decode` refuses.
-            MemoryLimitError: a clip that cannot be decoded within the limit.
-            Exception: whatever `clips` raises, as it is.
+        `clips` are unscaled latents `(t, latent_channels, h, w)`, each tensor one clip of `t` frames; what comes are
+        frames `(t, out_channels, h*f, w*f)`, about [-1, 1], not clamped.
         """
 
         def decode(clip: Tensor) -> Tensor:
-            check_latents(clip, 1, channels=_channels_into(self.decoder))
+            check_latents(clip, 1, channels=channels_into(self.decoder))
             return self.decode(clip, num_frames=len(clip), memory_limit=memory_limit).sample
 
         return stream(decode, clips)
 
-    # Memory
-
-    def enable_tiling(self, use_tiling: bool = True, *, memory_limit: int | str | None = None) -> None:
-        """Encode and decode within a memory limit: the same pixels, computed in tiles.
-
-        What a clip is does not change, nothing is blended, and there are no seams. Without a limit the engine stays
-        within the memory that is free.
+    def enable_tiling(self, use_tiling: bool = True, *, memory_limit: MemoryLimit = None) -> None:
+        """Encode and decode within a memory limit: the same pixels, computed in tiles, without seams or blending.
 
         Args:
-            use_tiling: False is `disable_tiling`.
+            use_tiling: False is `disable_tiling`: the engine stays within the memory that is free.
             memory_limit: bytes above the loaded model, or an amount as `"4GiB"`; on a GPU, of its memory.
 
         Raises:
-            InputError: an amount that cannot be read. One that is too small for a clip is refused when the clip is
-                known, with the smallest that works (`MemoryLimitError`).
+            InputError: an amount that cannot be read. One that is too small is refused when the clip is known, with
+                the smallest that works (`MemoryLimitError`).
         """
         self.memory_limit = parse_memory(memory_limit) if use_tiling and memory_limit is not None else None
         self.use_tiling = use_tiling
@@ -287,86 +224,38 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """Undo `enable_tiling`."""
         self.enable_tiling(False)
 
-    def enable_slicing(self) -> None:
-        """Kept for compatibility: the clips of a batch are decoded one after the other in any case."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Undo `enable_slicing`."""
-        self.use_slicing = False
-
     def plan_decode(
         self,
         *,
         num_frames: int,
         height: int,
         width: int,
-        memory_limit: int | str | None = None,
+        memory_limit: MemoryLimit = None,
         clips: int = 1,
     ) -> engine.Plan:
-        """How a clip of `num_frames` frames of `height` x `width` pixels would be decoded; `print` shows it.
+        """How clips of `num_frames` frames of `height` x `width` pixels would be decoded; `print` shows it.
 
         Raises:
             InputError: a size that no latents have, or a limit that cannot be read.
             MemoryLimitError: a limit that is too small; the message says which is not.
         """
-        size = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
-        return self._plan("decode", memory_limit, size)
-
-    def plan_encode(
-        self, *, num_frames: int, height: int, width: int, memory_limit: int | str | None = None
-    ) -> engine.Plan:
-        """How `num_frames` frames of `height` x `width` pixels would be encoded; errors as in `plan_decode`."""
         return self._plan(
-            "encode", memory_limit, {"num_frames": num_frames, "height": height, "width": width}
+            "decode", memory_limit, num_frames=num_frames, height=height, width=width, clips=clips
         )
 
-    def _plan(self, task: engine.Task, memory_limit: int | str | None, size: dict[str, int]) -> engine.Plan:
-        like, limit = self.quant_conv.weight, self._limit(memory_limit)
-        return engine.plan_like(task, self.network, like, memory_limit=limit, **size)
+    def plan_encode(
+        self, *, num_frames: int, height: int, width: int, memory_limit: MemoryLimit = None
+    ) -> engine.Plan:
+        """How `num_frames` frames of `height` x `width` pixels would be encoded; errors as in `plan_decode`."""
+        return self._plan("encode", memory_limit, num_frames=num_frames, height=height, width=width)
 
-    def _limit(self, memory_limit: int | str | None) -> int | None:
+    def _plan(self, task: engine.Task, memory_limit: MemoryLimit, **size: int) -> engine.Plan:
+        limit = self._limit(memory_limit)
+        return engine.plan_like(task, self.network, self.quant_conv.weight, memory_limit=limit, **size)
+
+    def _limit(self, memory_limit: MemoryLimit) -> int | None:
         """That of a call, or else that of the model, in bytes."""
         return self.memory_limit if memory_limit is None else parse_memory(memory_limit)
-
-    # Attention processors
-
-    def fuse_qkv_projections(self) -> None:
-        """Compute queries, keys and values of each attention in one product; for inference.
-
-        The state dict stays that of the unfused model. `unfuse_qkv_projections` undoes it.
-        """
-        if self._unfused_processors is None:
-            self._unfused_processors = self.attn_processors
-            with torch.no_grad():
-                for attention in self._attentions():
-                    attention.fuse_projections(fuse=True)
-            self.set_attn_processor(FusedAttnProcessor2_0())
-
-    def unfuse_qkv_projections(self) -> None:
-        """Undo `fuse_qkv_projections` and bring back the processors that were set before it."""
-        if self._unfused_processors is not None:
-            self.set_attn_processor(self._unfused_processors)
-            self._unfused_processors = None
-            for attention in self._attentions():
-                del attention.to_qkv
-                attention.fused_projections = False
-
-    def _attentions(self) -> list[Any]:
-        return [*self.encoder.mid_block.attentions, *self.decoder.mid_block.attentions]
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load weights, as `torch.nn.Module.load_state_dict` does; fused projections follow."""
-        fused = self._unfused_processors is not None
-        self.unfuse_qkv_projections()
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if fused:
-            self.fuse_qkv_projections()
-        return result
-
-    # Load and save
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -374,20 +263,17 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
 
         Args:
             pretrained_model_name_or_path: a folder with `config.json` and safetensors weights, or a hub id.
-            **kwargs: those of `diffusers.ModelMixin.from_pretrained`: `subfolder`, `variant`, `torch_dtype`,
-                `low_cpu_mem_usage`, `device_map`, `revision`, `token`, `cache_dir`, `local_files_only`, ...
+            **kwargs: those of `diffusers.ModelMixin.from_pretrained`: `subfolder`, `variant`, `torch_dtype`, ...
 
         Returns:
             The model in eval mode; with `output_loading_info=True` the pair of model and loading report.
 
         Raises:
-            CheckpointError: nothing found, only pickle files, a damaged file, or tensors that are missing, extra
-                or of another shape.
+            CheckpointError: nothing found, only pickle files, a damaged file, or tensors that do not fit.
             ConfigError: a configuration that cannot be built.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        load = super().from_pretrained
-        model, info = loading.load_strictly(load, pretrained_model_name_or_path, kwargs)
+        model, info = loading.load_strictly(super().from_pretrained, pretrained_model_name_or_path, kwargs)
         convert.guard_encoder(model)
         return (model, info) if with_info else model
 
@@ -405,18 +291,14 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """Save `config.json` and safetensors weights in a folder, as `diffusers.ModelMixin.save_pretrained` does.
 
         `safe_serialization=False` asks for a pickle file; it is answered with safetensors and a warning.
-        `push_to_hub=True` uploads the folder with the card that lies in it, by `checkpoints.hub.push`, which takes
-        `repo_id` (by default the folder's name) and the other keyword arguments of `push_to_hub`.
+        `push_to_hub=True` uploads the folder with the card that lies in it, by `checkpoints.push`, to `repo_id` (by
+        default the folder's name), with the other keyword arguments of `push_to_hub`.
         """
         if not safe_serialization:
             logger.warning("%s: saved as safetensors; this package writes no pickle files", save_directory)
+        files = {"save_function": save_function, "variant": variant, "max_shard_size": max_shard_size}
         super().save_pretrained(
-            save_directory,
-            is_main_process=is_main_process,
-            save_function=save_function,
-            variant=variant,
-            max_shard_size=max_shard_size,
-            **({} if push_to_hub else kwargs),
+            save_directory, is_main_process=is_main_process, **files, **({} if push_to_hub else kwargs)
         )
         if push_to_hub and is_main_process:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
@@ -427,49 +309,20 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         self,
         repo_id: str,
         commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
+        *,
         safe_serialization: bool = True,
         variant: str | None = None,
-        subfolder: str | None = None,
-        card: str | None = None,
+        **options: Any,
     ) -> str:
-        """Upload the model to the Hugging Face hub, with a card.
+        """Upload the model to the Hugging Face hub, with a card; returns the commit, as a string its address.
 
-        A model in memory may have changed since it was loaded, so the card it was loaded with is not taken: pass the
-        text of a `card`, or `checkpoints.card.default_card` is written where the repository has none.
-
-        Args:
-            repo_id: `name` or `owner/name`; made if it is missing.
-            commit_message: of the commit.
-            private: whether a new repository is private; None is the owner's default.
-            token: of the hub; by default the one that `hf auth login` stored or `HF_TOKEN` holds.
-            create_pr: open a pull request instead of committing.
-            safe_serialization: False is answered as in `save_pretrained`.
-            variant: of the name of the weights, as in `save_pretrained`.
-            subfolder: where in the repository the model goes.
-            card: a text in Markdown, with front matter.
-
-        Returns:
-            The commit; as a string, its address.
-
-        Raises:
-            CheckpointError: no such name, no token, no connection, or a refusal of the hub.
+        A model in memory may have changed, so the card it was loaded with is not taken: pass the text of a `card`, or a
+        default one is written where there is none. Errors, and other options (`private`, `token`, `create_pr`,
+        `subfolder`), are those of `checkpoints.push`.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return hub.push(
-                self,
-                folder,
-                repo_id,
-                card=card,
-                message=commit_message,
-                private=private,
-                token=token,
-                create_pr=create_pr,
-                subfolder=subfolder,
-            )
+            return hub.push(self, folder, repo_id, message=commit_message, **options)
 
     @classmethod
     def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> Self:
@@ -493,13 +346,13 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
         """Load a model from one safetensors file, strictly.
 
         Args:
-            path: a whole original checkpoint (`svd_xt.safetensors`), of which only the autoencoder is read; an
-                autoencoder alone under original names; or one under the names of this class.
+            path: a whole original checkpoint (`svd_xt.safetensors`), an autoencoder alone under original names, or one
+                under the names of this class.
             config: folder, hub id or values that go before what the shapes of the tensors tell.
             subfolder: where in `config` the folder of the autoencoder is.
             torch_dtype: to load in; by default that of the file.
-            encoder: which one of an original checkpoint that holds two: `conditioner` (the default, and the one in
-                the folders that diffusers publishes) or `first_stage`.
+            encoder: of an original checkpoint that holds two: `conditioner` (the default, and the one in the folders
+                that diffusers publishes) or `first_stage`.
             ema: take the moving averages that the original trainer keeps (`model_ema.*`), where there are any.
             allow_nonfinite: load weights that are NaN or infinite, too.
             **options: values of the configuration, such as `scaling_factor`, which no file tells (0.18215).
@@ -508,8 +361,7 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
             The model in eval mode. Without encoder in the file it decodes, and `encode` raises `CheckpointError`.
 
         Raises:
-            CheckpointError: no such file, a pickle, a damaged file, an image autoencoder, or tensors that are missing,
-                extra, of another shape, or not finite.
+            CheckpointError: a file that is missing, damaged, a pickle, of an image autoencoder, or does not fit.
             ConfigError: a configuration that cannot be built.
         """
         file = SingleFile(path, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)
@@ -518,17 +370,14 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
 
     @classmethod
     def from_module(cls, module: nn.Module) -> Self:
-        """Turn a model that diffusers loaded into one of this class, without copying a weight.
-
-        Both models then hold the very same parameters: what one trains or moves in place, the other sees.
+        """Turn a model that diffusers loaded into one of this class; both hold the very same parameters.
 
         Args:
-            module: a `diffusers.AutoencoderKLTemporalDecoder`, or one that `torch.compile` or a parallel run has
-                wrapped; what was compiled is compiled no more.
+            module: a `diffusers.AutoencoderKLTemporalDecoder`, wrapped by `torch.compile` or a parallel run or not.
 
         Raises:
             InputError: another kind of module.
-            CheckpointError: a model whose layers were replaced or added to (LoRA, quantised or fused layers).
+            CheckpointError: a model with other layers (LoRA, quantised or fused ones).
         """
         published = loading.unwrapped(module, Published)
         with torch.device("meta"):
@@ -549,25 +398,3 @@ class AutoencoderKLTemporalDecoder(Published):  # type: ignore[misc]
                 config_dict, **kwargs
             )
         return split
-
-
-def _drop_fused_projections(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
-) -> None:
-    """Keep the copies that `fuse_qkv_projections` makes out of the state dict."""
-    for key in [key for key in state_dict if key.startswith(prefix) and ".to_qkv." in key]:
-        del state_dict[key]
-
-
-def _channels_into(part: nn.Module) -> int | None:
-    """How many channels an encoder or decoder takes; None for one that is wrapped so that nobody can tell."""
-    channels = getattr(getattr(part, "conv_in", None), "in_channels", None)
-    return channels if isinstance(channels, int) else None
-
-
-def _says_something(record: Record) -> bool:
-    """Whether this is not the warning of each `.to(dtype)` that modules should stay in float32, none of them."""
-    return "should be kept in float32: []" not in record.getMessage()
-
-
-get_logger("diffusers.models.modeling_utils").addFilter(_says_something)

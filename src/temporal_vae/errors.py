@@ -28,7 +28,6 @@ __all__ = [
     "MemoryLimitError",
     "TemporalVaeError",
     "TrainingError",
-    "file_name",
 ]
 
 

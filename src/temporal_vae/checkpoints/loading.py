@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
+
+# A pipeline saves and loads parts from libraries it knows, by a base class that the library offers: tell it of ours.
+LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small model that ships with the package."""
@@ -275,3 +280,11 @@ def first_names(names: Sequence[str]) -> str:
 def one_line(error: BaseException) -> str:
     """What an error says, without line breaks and full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Whether this is not the warning of each `.to(dtype)` that modules should stay in float32, none of them."""
+    return "should be kept in float32: []" not in record.getMessage()
+
+
+logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)

@@ -15,7 +15,7 @@ from temporal_vae.engine.geometry import BLOCK, ITEMSIZE, QUERIES, TILE, Cut, fi
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Level, Levels, Pass, Rung, Step
 
 MIB = 2**20
-FIRST_USE = {"float32": 84 * MIB, "int16": 90 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 84 * MIB, "int16": 96 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
@@ -117,7 +117,8 @@ class Workload:
         """What a level takes on a rung; `before` is where the state of the level before is kept."""
         key = (index, rung, before)
         if key not in self._costs:
-            self._costs[key] = self._cost(self._level(index, rung, before), self.layers[index])
+            level, written = self._level(index, rung, before), self._written(index)
+            self._costs[key] = self._cost(level, self.layers[index], written)
         return self._costs[key]
 
     def _level(self, index: int, rung: Rung, before: Keep) -> Level:
@@ -130,7 +131,13 @@ class Workload:
             keep_before=before,
         )
 
-    def _cost(self, level: Level, layers: Sequence[Layer]) -> Cost:
+    def _written(self, index: int) -> int:
+        """Bytes of the result that are there at a level; a CPU takes memory when it is first written."""
+        if self.device != "cpu" or index == len(self.sizes) - 1:
+            return self.output
+        return self.output * (self.batch - min(self.batch, self.frames)) // self.batch  # of the clips before
+
+    def _cost(self, level: Level, layers: Sequence[Layer], written: int) -> Cost:
         """The fold over the steps of a level."""
         known: dict[Layer, _StepCost] = {}
         spilled: dict[int, int] = {}  # frames in the file at once, by their size
@@ -147,7 +154,7 @@ class Workload:
             pool = 0 if cost.makes else pool
             scratch, weights = max(scratch, cost.scratch), max(weights, cost.weights)
             work, again = work + cost.work, again + cost.again
-        tensors = self.output + alive + self._work_memory(scratch, weights)
+        tensors = written + alive + self._work_memory(scratch, weights)
         return Cost(
             peak=int(tensors * SLACK) + FIRST_USE[self.arithmetic],
             alive=alive,

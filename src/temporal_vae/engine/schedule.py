@@ -70,7 +70,6 @@ class Rung:
 
     @property
     def spills(self) -> bool:
-        """Whether anything is spilled."""
         return self.state == "spilled"
 
 
@@ -170,7 +169,6 @@ class Enter:
     outputs: int
 
     def step(self, level: Level) -> Step:
-        """What it does at a level."""
         one = Pass(
             kind="enter", module=self.conv, inputs=self.inputs, outputs=self.outputs,
             work=9 * self.inputs * self.outputs, source="pictures", target="made",
@@ -189,9 +187,7 @@ class SpatialBlock:
     enlarging: str | None = None  # the convolution behind the enlargement
 
     def step(self, level: Level) -> Step:
-        """What it does at a level.
-
-        What the block computes is added to its input in place. Where the number of channels changes, it gets a place
+        """What the block computes is added to its input in place. Where the number of channels changes, it gets a place
         of its own, and what the shortcut makes of the input is put there first. An enlarged input that the block adds
         to is put in its place at once.
         """
@@ -246,7 +242,6 @@ class TemporalBlock:
     channels: int
 
     def step(self, level: Level) -> Step:
-        """What it does at a level."""
         channels = self.channels
         first, second = (
             Pass(
@@ -273,7 +268,6 @@ class Attend:
     channels: int
 
     def step(self, level: Level) -> Step:
-        """What it does at a level."""
         height, width = level.size
         work = 4 * self.channels**2 + 2 * height * width * self.channels
         one = Pass(
@@ -292,7 +286,6 @@ class Halve:
     channels: int
 
     def step(self, level: Level) -> Step:
-        """What it does at a level."""
         one = Pass(
             kind="halve", module=self.conv, inputs=self.channels, outputs=self.channels,
             work=9 * self.channels**2, source="state", target="made",
@@ -317,7 +310,6 @@ class Leave:
     outputs: int
 
     def step(self, level: Level) -> Step:
-        """What it does at a level."""
         one = Pass(
             kind="leave", module=self.conv, norm=self.norm, inputs=self.inputs, outputs=self.outputs,
             work=9 * self.inputs * self.outputs, source="state", target="pictures",
@@ -334,7 +326,6 @@ class Finish:
     channels: int
 
     def step(self, level: Level) -> Step:
-        """What it does at a level."""
         one = Pass(
             kind="finish", module=self.conv, inputs=self.channels, outputs=self.channels,
             work=3 * self.channels**2, source="pictures", target="pictures",

@@ -71,6 +71,12 @@ def check_latents(z: Any, num_frames: Any, *, channels: int | None) -> None:
         )
 
 
+def channels_into(part: Any) -> int | None:
+    """How many channels an encoder or decoder takes; None for one that is wrapped so that nobody can tell."""
+    channels = getattr(getattr(part, "conv_in", None), "in_channels", None)
+    return channels if isinstance(channels, int) else None
+
+
 def _check_batch(call: str, x: Any, channels: int | None) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"{call}: got a {type(x).__name__}; pass a float tensor {_AXES}")

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from temporal_vae import engine
-from temporal_vae.amounts import parse_memory
+from temporal_vae.amounts import MemoryLimit, parse_memory
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.media.frames import Frames, crop_to, pad_to_multiple
 from temporal_vae.video.work import Progress, Work
@@ -44,7 +44,7 @@ class Coder:
         height: int,
         width: int,
         *,
-        memory_limit: int | str | None = None,
+        memory_limit: MemoryLimit = None,
         progress: Progress | None = None,
     ) -> None:
         self.work = Work(progress)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from temporal_vae.amounts import MemoryLimit
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
 from temporal_vae.media.audio import Audio
 from temporal_vae.media.frames import Clip, clip_starts
@@ -87,7 +88,7 @@ def encode_video(
     target: str | Path,
     *,
     vae: AutoencoderKLTemporalDecoder | None = None,
-    memory_limit: int | str | None = None,
+    memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
     **selection: Unpack[Selection],
 ) -> LatentInfo:
@@ -144,7 +145,7 @@ def decode_video(
     overlap: int = 0,
     sample_seed: int | None = None,
     audio_from: str | Path | None = None,
-    memory_limit: int | str | None = None,
+    memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
     **output: Unpack[Output],
 ) -> LatentInfo:
@@ -213,7 +214,7 @@ def reconstruct_video(
     codec: str | None = None,
     crf: int = 18,
     audio: Audio = True,
-    memory_limit: int | str | None = None,
+    memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
     **selection: Unpack[Selection],
 ) -> Report:
