@@ -2,7 +2,7 @@
 
 A network is a sequence of layers, level by level: `decoder` and `encoder` write down those of Stable Video Diffusion.
 A layer becomes a `Step` once it is known how large its level is and on which rung of the memory ladder it stands.
-Everything else is derived from steps: memory and work (`cost.py`), the way within a limit (`plan.py`), and what is
+Everything else is derived from steps: memory and work (`cost.py`), the way within a limit (`planner.py`), and what is
 executed (`run.py`).
 
 The state of a clip goes from step to step. A spatial step works on a few frames at a time, with activations for those
@@ -187,10 +187,9 @@ class SpatialBlock:
     enlarging: str | None = None  # the convolution behind the enlargement
 
     def step(self, level: Level) -> Step:
-        """What the block computes is added to its input in place. Where the number of channels changes, it gets a place
-        of its own, and what the shortcut makes of the input is put there first. An enlarged input that the block adds
-        to is put in its place at once.
-        """
+        # What the block computes is added to its input in place. Where the number of channels changes, it gets a place
+        # of its own, and what the shortcut makes of the input is put there first. An enlarged input that the block adds
+        # to is put in its place at once.
         rung, inputs, outputs = level.rung, self.inputs, self.outputs
         changes = inputs != outputs
         state = Activation(level.size, inputs, rung.state)
