@@ -12,7 +12,7 @@ from functools import cached_property
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK, ITEMSIZE, QUERIES, TILE, Cut, finish_channels, scratch_bytes
-from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Level, Levels, Pass, Rung, Step
+from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
 
 MIB = 2**20
 FIRST_USE = {"float32": 84 * MIB, "int16": 96 * MIB, "torch": 136 * MIB}
@@ -62,7 +62,7 @@ class Workload:
     """A network that is to be run on a shape, and what its levels take wherever they stand."""
 
     name: str  # of the task
-    layers: Levels
+    layers: Layers
     sizes: Sequence[tuple[int, int]]  # of the levels, in the order in which they are computed
     frames: int  # of a clip, or of the frames that are encoded together
     batch: int  # frames of the whole call

@@ -157,7 +157,7 @@ def _plan(
     sizes = [(height >> level, width >> level) for level in range(len(widths))]
     item = ITEMSIZE[dtype]
 
-    def load(frames: int, layers: schedule.Levels, sizes: Sequence[tuple[int, int]], output: int) -> Workload:
+    def load(frames: int, layers: schedule.Layers, sizes: Sequence[tuple[int, int]], output: int) -> Workload:
         return Workload(
             name=task, layers=layers, sizes=tuple(sizes), frames=frames, batch=clips * num_frames, output=output * item,
             dtype=dtype, device=device, workers=workers,

@@ -332,11 +332,11 @@ class Finish:
         return Step(size=level.size, together=level.frames, passes=(one,))
 
 
-Levels = tuple[tuple[Layer, ...], ...]
+Layers = tuple[tuple[Layer, ...], ...]
 """The layers of a network, level by level in the order in which they are computed."""
 
 
-def decoder(network: Network) -> Levels:
+def decoder(network: Network) -> Layers:
     """Latents of a clip to its frames (`model.TemporalDecoder`): levels from the smallest to the full picture."""
     widths = tuple(reversed(network.widths))
     lowest = width = widths[0]
@@ -374,7 +374,7 @@ def spatiotemporal(name: str, inputs: int, outputs: int, enlarging: str | None =
     ]
 
 
-def encoder(network: Network) -> Levels:
+def encoder(network: Network) -> Layers:
     """Frames to the moments of their latents (`model.Encoder`): levels from the full picture to the smallest."""
     width = network.widths[0]
     levels: list[list[Layer]] = []

@@ -1,4 +1,4 @@
-"""Encoders: what turns RGB frames into packets of a container, or into image files."""
+"""Sinks: what turns RGB frames into packets of a container, or into image files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FRAME_DURATION = 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: packets last as long a
 _GIF_SHORTEST = 2  # ticks; browsers slow down what is shorter
 
 
-class Encoder(Protocol):
+class Sink(Protocol):
     """Writes frames one by one."""
 
     def add(self, frame: Frames, time: Fraction) -> None:
@@ -72,7 +72,7 @@ class Settings:
     pixel_aspect: Fraction
 
 
-class ContainerEncoder:
+class ContainerSink:
     """Encodes into one video stream of a container, and copies the sound alongside.
 
     Args:

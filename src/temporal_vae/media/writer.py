@@ -16,7 +16,7 @@ from av.container import OutputContainer
 from temporal_vae.errors import InputError, MediaError, file_name
 from temporal_vae.media.audio import Audio, Sound, SoundWriter, sound_of
 from temporal_vae.media.color import output_color
-from temporal_vae.media.encoding import GIF_TICK, ContainerEncoder, Encoder, PngFolder, Settings, tick_for
+from temporal_vae.media.encoding import GIF_TICK, ContainerSink, PngFolder, Settings, Sink, tick_for
 from temporal_vae.media.frames import Color, Frames, check_frames, check_timestamps, exact
 from temporal_vae.media.matroska import set_pixel_aspect
 from temporal_vae.media.reader import MAX_PIXELS, VideoReader
@@ -113,7 +113,7 @@ class VideoWriter:
                 kind = _FORMATS[suffix]
                 self._sound = sound_of(Path(audio_from), info.first_time, kind, suffix, audio, MAX_PIXELS)
         self._stack = ExitStack()
-        self._encoder: Encoder
+        self._sink: Sink
         self._output: OutputContainer | None = None
         self._audio: SoundWriter | None = None
         self._shape: tuple[int, ...] = ()
@@ -125,7 +125,7 @@ class VideoWriter:
         try:
             temporary = self._stack.enter_context(complete_or_nothing(self.target))
             self._temporary = temporary
-            self._encoder = self._encoder_to(temporary)
+            self._sink = self._sink_to(temporary)
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -171,7 +171,7 @@ class VideoWriter:
             )
         try:
             for frame, stamp in zip(frames, timestamps, strict=True):
-                self._encoder.add(frame, stamp - self._first)
+                self._sink.add(frame, stamp - self._first)
         except (av.FFmpegError, OSError) as error:
             raise self._failed(error) from error
         self._last = timestamps[-1]
@@ -185,7 +185,7 @@ class VideoWriter:
         if self._last is None:
             raise MediaError(f"{file_name(self.target)}: there are no frames to write; read at least one")
         try:
-            self._encoder.finish(self._last - self._first + last_duration)
+            self._sink.finish(self._last - self._first + last_duration)
             if self._output is not None:
                 self._output.close()
             if self._settings.codec == "ffv1" and self._settings.pixel_aspect != 1:
@@ -193,7 +193,7 @@ class VideoWriter:
         except (av.FFmpegError, OSError) as error:
             raise self._failed(error) from error
 
-    def _encoder_to(self, temporary: Path) -> Encoder:
+    def _sink_to(self, temporary: Path) -> Sink:
         if self._settings.codec == "png":
             return PngFolder(temporary)
         container_format = _FORMATS[self.target.suffix.lower()]
@@ -203,11 +203,11 @@ class VideoWriter:
         except (av.FFmpegError, OSError) as error:
             raise self._failed(error) from error
         self._stack.callback(_close_quietly, self._output)
-        encoder = ContainerEncoder(self._output, self._settings)
+        sink = ContainerSink(self._output, self._settings)
         if self._sound is not None:
-            self._audio = encoder.audio = SoundWriter(self._sound, self._output)
+            self._audio = sink.audio = SoundWriter(self._sound, self._output)
             self._stack.callback(self._audio.close)
-        return encoder
+        return sink
 
     def _failed(self, error: Exception) -> MediaError:
         return failed_to_write(self.target, error)

@@ -74,7 +74,7 @@ class State:
 
     Attributes:
         vae: what learns, in float32.
-        averaged: moving averages of the parameters that learn, by name; empty where nothing is averaged.
+        ema: moving averages of the parameters that learn, by name; empty where nothing is averaged.
         optimizer: of the autoencoder.
         discriminator: of the adversary, if there is one.
         discriminator_optimizer: likewise.
@@ -82,30 +82,30 @@ class State:
     """
 
     vae: AutoencoderKLTemporalDecoder
-    averaged: dict[str, Tensor]
+    ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     discriminator: nn.Module | None = None
     discriminator_optimizer: torch.optim.Optimizer | None = None
     counters: Counters = field(default_factory=Counters)
 
-    def average(self, decay: float) -> None:
+    def update_ema(self, decay: float) -> None:
         """Move the averages towards the weights; the first steps count more, so that the start is soon forgotten."""
-        if not self.averaged:
+        if not self.ema:
             return
         step = self.counters.step
         weights = dict(self.vae.named_parameters())
         with torch.no_grad():
             torch._foreach_lerp_(
-                list(self.averaged.values()),
-                [weights[name].detach() for name in self.averaged],
+                list(self.ema.values()),
+                [weights[name].detach() for name in self.ema],
                 1 - min(decay, (1 + step) / (10 + step)),
             )
 
-    def averaged_model(self) -> AutoencoderKLTemporalDecoder:
+    def ema_model(self) -> AutoencoderKLTemporalDecoder:
         """The model with the averaged weights, in eval mode; it shares them, so it is good until the next step."""
         with torch.device("meta"):
             model: AutoencoderKLTemporalDecoder = AutoencoderKLTemporalDecoder.from_config(self.vae.config)
-        model.load_state_dict({**self.vae.state_dict(), **self.averaged}, assign=True)
+        model.load_state_dict({**self.vae.state_dict(), **self.ema}, assign=True)
         return model.eval()
 
 
@@ -127,7 +127,7 @@ def save(state: State, output: Path, settings: str = "") -> Path:
     with disk_errors(target, needed):
         folder.mkdir(parents=True, exist_ok=True)
         with complete_or_nothing(target) as temporary:
-            state.averaged_model().save_pretrained(temporary / MODEL)
+            state.ema_model().save_pretrained(temporary / MODEL)
             save_file(tensors, temporary / STATE, metadata={"counters": json.dumps(asdict(state.counters))})
             (temporary / SETTINGS).write_text(settings)
             for file in temporary.rglob("*"):
@@ -163,7 +163,7 @@ def restore(state: State, folder: Path) -> None:
         _load(state.vae, "vae", state.optimizer, found)
         if state.discriminator is not None and state.discriminator_optimizer is not None:
             _load(state.discriminator, "discriminator", state.discriminator_optimizer, found)
-        for name, value in state.averaged.items():
+        for name, value in state.ema.items():
             value.copy_(found[f"averaged.{name}"])
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = one_line(error)[:200]
@@ -198,7 +198,7 @@ def _tensors(state: State) -> Iterator[tuple[str, Tensor]]:
     yield from _of_module(state.vae, "vae", state.optimizer)
     if state.discriminator is not None and state.discriminator_optimizer is not None:
         yield from _of_module(state.discriminator, "discriminator", state.discriminator_optimizer)
-    for name, value in state.averaged.items():
+    for name, value in state.ema.items():
         yield f"averaged.{name}", value
 
 

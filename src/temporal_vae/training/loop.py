@@ -184,7 +184,7 @@ class _Run:
             return
         counters.bad_in_a_row = 0
         self._follow(values["loss"])
-        self._state.average(self._config.ema)
+        self._state.update_ema(self._config.ema)
         self._watch.step(counters, values)
 
     def _follow(self, loss: float) -> None:
@@ -219,7 +219,7 @@ class _Run:
     def _validate(self) -> None:
         """Measure the averaged weights; each process takes its share of the samples."""
         accelerator = self._accelerator
-        model = self._state.averaged_model()
+        model = self._state.ema_model()
         mine = []
         for number in range(accelerator.process_index, len(self._samples), accelerator.num_processes):
             sample = self._samples[number]
@@ -247,7 +247,7 @@ class _Run:
         """Write the averaged weights, which are those of the last step."""
         if not self._accelerator.is_main_process:
             return
-        model = self._state.averaged_model()
+        model = self._state.ema_model()
         if self._config.model.new is not None:
             model.register_to_config(scaling_factor=self._scaling_factor(model))
         target, needed = (

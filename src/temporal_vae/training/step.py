@@ -55,7 +55,7 @@ class Learner:
         self._critic: nn.Module | None = None
         self.state = State(
             vae=vae,
-            averaged={name: vae.get_parameter(name).detach().clone() for name in names} if config.ema else {},
+            ema={name: vae.get_parameter(name).detach().clone() for name in names} if config.ema else {},
             optimizer=_optimizer(self._learning, config.optimizer.learning_rate, config),
         )
         if config.adversary is not None:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.checkpoints.lazy import DTYPES
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.errors import LatentFileError, MediaError
 from temporal_vae.media.frames import Color, clip_starts
@@ -32,7 +33,7 @@ from temporal_vae.outputs import check_readable, check_writable, complete_or_not
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "temporal_vae"
-_DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PROBED = 4  # values of each tensor that a probe holds
 _PROBE_TOLERANCE = 2**-7  # relative; rounding to bfloat16 moves a weight by 2**-9 at most
 

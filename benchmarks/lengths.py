@@ -1,6 +1,6 @@
 """Time per frame of decode for clips of several lengths, interleaved: is it constant?
 
-python -m benchmarks.frames [--size 128x128 --dtype float32]
+python -m benchmarks.lengths [--size 128x128 --dtype float32]
 """
 
 import argparse
