@@ -178,7 +178,7 @@ def test_on_a_gpu_the_engine_does_what_modules_can_not(monkeypatch, limit, free,
     monkeypatch.setattr(calls, "free_memory", lambda device: free)
     made = SimpleNamespace(peak=2**28 + 1 if free < 2**30 else 2**28, ladder=())
     x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16)
-    found = calls._engine_plan("decode", torch.nn.Identity(), x, object, {}, lambda limit: made, limit)
+    found = calls._engine_plan("decode", torch.nn.Identity(), x, (object, {}), lambda **_: made, limit)
     assert (found is made) == engine
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,19 +54,11 @@ def encode(
     """
     if torch.compiler.is_compiling():
         return encoder(frames)
-    numbers = {
-        "in_channels": network.in_channels,
-        "latent_channels": network.latent_channels,
-        "block_out_channels": network.widths,
-        "layers_per_block": network.layers,
-    }
-
-    def planned(limit: int | None) -> Plan:
-        n, _, height, width = frames.shape
-        size = {"num_frames": n, "height": height, "width": width}
-        return plan_like("encode", network, frames, memory_limit=limit, workers=workers, **size)
-
-    made = _engine_plan("encode", encoder, frames, Encoder, numbers, planned, memory_limit)
+    count, _, height, width = frames.shape
+    size = {"num_frames": count, "height": height, "width": width}
+    planned = partial(plan_like, "encode", network, frames, workers=workers, **size)
+    numbers = {"in_channels": network.in_channels, **_shared(network)}
+    made = _engine_plan("encode", encoder, frames, (Encoder, numbers), planned, memory_limit)
     return encoder(frames) if made is None else run(encoder, frames, made, counter(made.work))
 
 
@@ -100,21 +93,22 @@ def decode(
 
     if torch.compiler.is_compiling():
         return by_modules()
-    numbers = {
+    height, width = (network.factor * length for length in latents.shape[-2:])
+    clips = latents.shape[0] // num_frames
+    size = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
+    planned = partial(plan_like, "decode", network, latents, workers=workers, **size)
+    numbers = {"out_channels": network.out_channels, **_shared(network)}
+    made = _engine_plan("decode", decoder, latents, (TemporalDecoder, numbers), planned, memory_limit)
+    return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
+
+
+def _shared(network: Network) -> dict[str, Any]:
+    """What encoder and decoder are both built with."""
+    return {
         "latent_channels": network.latent_channels,
-        "out_channels": network.out_channels,
         "block_out_channels": network.widths,
         "layers_per_block": network.layers,
     }
-
-    def planned(limit: int | None) -> Plan:
-        height, width = (network.factor * size for size in latents.shape[-2:])
-        size = {"num_frames": num_frames, "height": height, "width": width}
-        clips = latents.shape[0] // num_frames
-        return plan_like("decode", network, latents, memory_limit=limit, workers=workers, clips=clips, **size)
-
-    made = _engine_plan("decode", decoder, latents, TemporalDecoder, numbers, planned, memory_limit)
-    return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
 
 
 def plan_like(
@@ -136,32 +130,34 @@ def _engine_plan(
     task: Task,
     part: nn.Module,
     x: Tensor,
-    kind: type[nn.Module],
-    numbers: dict[str, Any],
-    planned: Callable[[int | None], Plan],
+    built: tuple[type[nn.Module], dict[str, Any]],
+    planned: Callable[..., Plan],
     memory_limit: int | None,
 ) -> Plan | None:
-    """How the engine computes a call; None if the modules must, which is said once where it matters."""
+    """How the engine computes a call; None if the modules must, which is said once where it matters.
+
+    `built` is the class that should be there, and the numbers that its constructor was given.
+    """
     if part is None:  # people free memory so
         raise InputError(f"{task}: the {task}r of this model is None; load the model again to {task}")
     choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "always", "never"):
         raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
-    reason = gate.reason(part, x, kind, numbers) if choice != "never" else _NEVER
+    reason = gate.reason(part, x, *built) if choice != "never" else _NEVER
     if reason is None and choice == "auto":
         reason = trust.reason(x.device, x.dtype)
     if reason is not None:
         _say(task, part, reason, limited=memory_limit is not None)
         return None
     if memory_limit is not None:
-        return planned(memory_limit)
-    unlimited, free = planned(None), free_memory(x.device)
+        return planned(memory_limit=memory_limit)
+    unlimited, free = planned(), free_memory(x.device)
     if choice == "auto" and x.device.type == "cuda" and MODULES_TAKE * unlimited.peak <= free:
         return None  # until figures from cards are in benchmarks/results
     if unlimited.peak <= free:
         return unlimited
     # Where too little is free, the smallest plan.
-    return planned(max(free // MIB * MIB, min(offer.peak for offer in unlimited.ladder)))
+    return planned(memory_limit=max(free // MIB * MIB, min(offer.peak for offer in unlimited.ladder)))
 
 
 _NEVER = Reason(f"{VARIABLE} is never", f"unset {VARIABLE}", ordinary=True)
