@@ -5,6 +5,7 @@ import torch
 from engines import (
     ENCODER_RUNGS,
     ENGINE,
+    ON_TWO_LATENTS,
     RUNGS,
     assert_as_exact,
     build,
@@ -290,7 +291,9 @@ def test_any_limit(index, frames, size, share, encoded):
     made = plan(network, *rungs, limit=limit, **settings)
     options = {} if encoded else {"num_frames": frames}
     found = run(getattr(model, part), x, made, lambda amount: None)
-    assert_as_exact(found, getattr(model, part)(x, **options), getattr(exact, part)(x.double(), **options))
+    bound = ON_TWO_LATENTS if pixels == (model.spatial_factor, 2 * model.spatial_factor) else ENGINE
+    modules = getattr(model, part)(x, **options)
+    assert_as_exact(found, modules, getattr(exact, part)(x.double(), **options), bound)
 
 
 @given(
