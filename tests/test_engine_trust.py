@@ -182,6 +182,20 @@ def test_on_a_gpu_the_engine_does_what_modules_can_not(monkeypatch, limit, free,
     assert (found is made) == engine
 
 
+@torch.no_grad()
+def test_nobody_notices(new_machine, by_engine):
+    """Random numbers, gradients and the default device of whoever calls first."""
+    vae, z = build(block_out_channels=(32, 64)), noise(2, 4, 5, 4)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with torch.device("meta"):
+        vae.decode(z, num_frames=2)
+    assert by_engine == {"decode": 1}
+    assert not trust.verdict("cpu", "float32").kept
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.is_grad_enabled()
+
+
 def test_what_is_not_trusted_is_a_reason(new_machine, monkeypatch):
     monkeypatch.setattr(trust, "_error", lambda *_: 0.5)
     found = trust.reason(CPU, torch.bfloat16)

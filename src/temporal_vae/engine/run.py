@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -75,6 +76,24 @@ def _context(plan: Plan, example: Tensor, advance: Advance) -> Iterator[Context]
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """The weights of a pass as kernels read them; none where torch computes."""
+
+    weights: Weights | None = None
+    shortcut: Weights | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """What the passes of a step share on their way over some frames."""
+
+    frames: Sequence[int]
+    places: dict[Place, Activations]  # none for an activation that is computed where it is read
+    moments: Moments | None  # of what was written last
+    recomputed: dict[Place, Convolution] = field(default_factory=dict)  # what computes such an activation
+
+
 class _Clip:
     """A clip on its way through a network: its state after the steps so far, and the moments of that."""
 
@@ -91,24 +110,24 @@ class _Clip:
         if step.made is not None:
             pool.clear()
         self._context.use(level)
-        places = self._places(step)
-        room = self._context.weights.reset()
+        places, room = self._places(step), self._context.weights.reset()
         packed = [self._pack(one, room) for one in step.passes]
         gathered = []
-        for group in _groups(self._count, step.together):
-            moments = self._group(step, packed, places, group)
-            gathered += [] if moments is None else [moments]
-        if step.made is not None:
-            self._state = places["made"]
+        for frames in _groups(self._count, step.together):
+            group = _Group(frames, places, None if self._moments is None else self._moments.of(frames))
+            self._prepare(group)
+            for one, weights in zip(step.passes, packed, strict=True):
+                group.moments = self._pass(one, weights, group)
+            self._release(group, step)
+            gathered += [] if group.moments is None else [group.moments]
+        self._state = places.get("made", self._state)
+        self._moments = stack(gathered) if gathered else None
         if step.releases:
             pool.clear()
-        self._moments = stack(gathered) if gathered else None
 
     def _places(self, step: Step) -> dict[Place, Activations]:
-        """The activations of a step; there is none where one is computed when it is read."""
-        places: dict[Place, Activations] = {}
-        if self._state is not None:
-            places["state"] = self._state
+        """Where the activations of a step are."""
+        places: dict[Place, Activations] = {} if self._state is None else {"state": self._state}
         names: tuple[Place, ...] = ("made", "hidden", "enlarged")
         for name in names:
             activation = step.place(name)
@@ -117,65 +136,53 @@ class _Clip:
                 places[name] = self._context.activations(shape, spilled=activation.keep == "spilled")
         return places
 
-    def _group(
-        self,
-        step: Step,
-        packed: Sequence[tuple[Weights | None, Weights | None]],
-        places: dict[Place, Activations],
-        group: Sequence[int],
-    ) -> Moments | None:
-        """All passes of a step over some frames; the moments of what the last one wrote."""
-        moments = None if self._moments is None else self._moments.of(group)
-        for name, activations in places.items():
-            for frame in group if name != "state" else ():
+    def _prepare(self, group: _Group) -> None:
+        """Make room for what a group of frames writes."""
+        for name, activations in group.places.items():
+            for frame in group.frames if name != "state" else ():
                 activations.prepare(frame)
-        recomputed: dict[Place, Convolution] = {}
-        for one, (weights, shortcut) in zip(step.passes, packed, strict=True):
-            if one.kind == "attend":
-                attention = cast("Attention", self._module(one.module))
-                assert moments is not None
-                moments = passes.attend(
-                    self._context, attention, places["state"], group, moments=moments, work=one.work
-                )
-            elif weights is None:
-                conv = cast("nn.Conv3d", self._module(one.module))
-                passes.finish_over_time(self._context, conv, self._target, work=one.work)
-            else:
-                convolution = Convolution(weights, self._pending(one, moments), one.work)
-                moments = self._convolve(one, convolution, shortcut, places, recomputed, group)
-        for frame in group:
-            for name, activations in places.items():
+
+    def _release(self, group: _Group, step: Step) -> None:
+        """Forget what was for a group of frames only, and a state that was read for the last time."""
+        for name, activations in group.places.items():
+            for frame in group.frames:
                 if name == "state" and step.releases:
                     activations.release(frame, reuse=False)  # of another size than what comes
                 elif name in ("hidden", "enlarged"):
                     activations.release(frame)
-        return moments
 
-    def _convolve(
-        self,
-        one: Pass,
-        convolution: Convolution,
-        shortcut: Weights | None,
-        places: dict[Place, Activations],
-        recomputed: dict[Place, Convolution],
-        group: Sequence[int],
-    ) -> Moments | None:
-        context, target, before = self._context, places.get(one.target), recomputed.get(one.source)
-        if target is None and one.target != "pictures":
-            recomputed[one.target] = convolution
+    def _pass(self, one: Pass, packed: _Packed, group: _Group) -> Moments | None:
+        """One pass over a group of frames; the moments of what it wrote."""
+        context, frames, places = self._context, group.frames, group.places
+        if one.kind == "attend":
+            attention = cast("Attention", self._module(one.module))
+            assert group.moments is not None
+            return passes.attend(
+                context, attention, places["state"], frames, moments=group.moments, work=one.work
+            )
+        if one.kind == "finish":
+            conv = cast("nn.Conv3d", self._module(one.module))
+            passes.finish_over_time(context, conv, self._target, work=one.work)
+            return None
+        assert packed.weights is not None
+        convolution = Convolution(packed.weights, self._pending(one, group.moments), one.work)
         if one.kind == "enter":
-            return passes.enter(context, convolution, self._source, places["made"], group)
+            return passes.enter(context, convolution, self._source, places["made"], frames)
+        before = group.recomputed.get(one.source)
         source = places[one.source if before is None else "state"]
         if one.kind == "leave":
-            passes.leave(context, convolution, source, self._target, group)
+            passes.leave(context, convolution, source, self._target, frames)
             return None
         if one.kind == "halve":
-            return passes.halve(context, convolution, source, places["made"], group)
+            return passes.halve(context, convolution, source, places["made"], frames)
+        target = places.get(one.target)
+        if target is None:
+            group.recomputed[one.target] = convolution
         if one.kind == "temporal":
             return passes.convolve_over_time(context, convolution, source, target, add=one.add, before=before)
         read = source if before is None else Rematerialised(context, source, before.weights)
-        beside = None if shortcut is None else (shortcut, places["made"])
-        return passes.convolve(context, convolution, read, target, group, add=one.add, shortcut=beside)
+        beside = None if packed.shortcut is None else (packed.shortcut, places["made"])
+        return passes.convolve(context, convolution, read, target, frames, add=one.add, shortcut=beside)
 
     def _pending(self, one: Pass, moments: Moments | None) -> Affine | None:
         """The norm in front of a pass, of each frame by itself or of the clip."""
@@ -192,24 +199,24 @@ class _Clip:
         except AttributeError as error:
             raise RuntimeError(f"the schedule reads {name}, which this network does not have") from error
 
-    def _pack(self, one: Pass, room: Scratch) -> tuple[Weights | None, Weights | None]:
-        """The weights of a pass, and of its shortcut, as the kernels read them."""
+    def _pack(self, one: Pass, room: Scratch) -> _Packed:
+        """The weights of a pass, and of its shortcut."""
         kernels = self._context.kernels
         if one.kind in ("attend", "finish"):
-            return None, None
+            return _Packed()
         module = self._module(one.module)
         if one.kind == "temporal":
             conv = cast("nn.Conv3d", module)
             factor = None if one.mixer is None else _blend(self._module(one.mixer))
-            return kernels.temporal_weights(conv, self._count, room, factor=factor), None
+            return _Packed(kernels.temporal_weights(conv, self._count, room, factor=factor))
         conv2d = cast("nn.Conv2d", module)
         if one.kind == "halve":
-            return kernels.strided_weights(conv2d, room), None
+            return _Packed(kernels.strided_weights(conv2d, room))
         weights = kernels.spatial_weights(conv2d, room, enlarge=one.kind == "enlarge")
         if one.shortcut is None:
-            return weights, None
+            return _Packed(weights)
         shortcut = cast("nn.Conv2d", self._module(one.shortcut))
-        return weights, kernels.pointwise_weights(shortcut, room)
+        return _Packed(weights, kernels.pointwise_weights(shortcut, room))
 
 
 def _blend(mixer: nn.Module) -> Tensor:

@@ -66,8 +66,9 @@ def verdict(device: str, dtype: str) -> Verdict:
     if kept is not None:
         return Verdict(trusted=True, detail=kept, kept=True)
     try:
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            error = _error(device, dtype)
+        encoder, decoder = _networks()
+        with torch._C.DisableTorchFunction(), torch.no_grad():  # a default device is not meant here
+            error = _error(encoder, decoder, device, dtype)
     except Exception as failure:
         text = " ".join(str(failure).split())
         return Verdict(trusted=False, detail=f"{type(failure).__name__}: {text:.200}")
@@ -78,17 +79,21 @@ def verdict(device: str, dtype: str) -> Verdict:
     return Verdict(trusted=trusted, detail=detail)
 
 
-def _error(device: str, dtype: str) -> float:
-    """How far encoder and decoder in the engine are from modules in float32 or wider, the larger one."""
-    if device == "cpu" and dtype != "float64":
-        import llvmlite  # noqa: F401  # where the compiler is missing, torch would do its work, slowly
+def _networks() -> tuple[Encoder, TemporalDecoder]:
+    """Encoder and decoder without memory, so that nobody's random numbers are drawn."""
     names: dict[str, Any] = {
-        "latent_channels": 4,
+        "latent_channels": NETWORK.latent_channels,
         "block_out_channels": NETWORK.widths,
         "layers_per_block": NETWORK.layers,
     }
     with torch.device("meta"):
-        encoder, decoder = Encoder(in_channels=3, **names), TemporalDecoder(out_channels=3, **names)
+        return Encoder(in_channels=3, **names), TemporalDecoder(out_channels=3, **names)
+
+
+def _error(encoder: Encoder, decoder: TemporalDecoder, device: str, dtype: str) -> float:
+    """How far encoder and decoder in the engine are from modules in float32 or wider, the larger one."""
+    if device == "cpu" and dtype != "float64":
+        import llvmlite  # noqa: F401  # where the compiler is missing, torch would do its work, slowly
     generator = torch.Generator().manual_seed(0)
     height, width = (NETWORK.factor * length for length in LATENTS)
     kind = getattr(torch, dtype)
@@ -109,7 +114,7 @@ def _error(device: str, dtype: str) -> float:
 
 
 def _filled(part: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A part with weights as a training leaves them, drawn without a look at anybody's random numbers."""
+    """A part with weights as a training leaves them."""
     network = part.to_empty(device="cpu")
     for name, parameter in network.named_parameters():
         values = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -160,6 +165,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
+        "devices": devices,
     }
     for device in devices:
         found[device] = describe(device)
