@@ -17,6 +17,7 @@ The command line prints the message of a `TemporalVaeError` on one line and exit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "TemporalVaeError",
     "TrainingError",
 ]
+
+
+NAMED = 3  # things that a message names before it only counts
 
 
 class TemporalVaeError(Exception):
@@ -69,3 +73,13 @@ class TrainingError(TemporalVaeError, RuntimeError):
 def file_name(path: str | Path) -> str:
     """A path as messages show it: as the user wrote it, on one line."""
     return " ".join(str(path).splitlines())
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks and full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

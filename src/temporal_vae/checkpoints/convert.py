@@ -16,10 +16,10 @@ from diffusers.utils import logging
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from temporal_vae.checkpoints.loading import first_names, one_line, read_object
+from temporal_vae.checkpoints.loading import read_object
 from temporal_vae.checkpoints.names import QUANT_CONV, sgm_name
 from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
-from temporal_vae.errors import CheckpointError, ConfigError, InputError
+from temporal_vae.errors import CheckpointError, ConfigError, InputError, first_names, one_line
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder

@@ -12,8 +12,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 
 from temporal_vae import __version__
 from temporal_vae.checkpoints.card import default_card
-from temporal_vae.checkpoints.loading import one_line
-from temporal_vae.errors import CheckpointError
+from temporal_vae.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder

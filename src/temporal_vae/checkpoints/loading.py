@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
+from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError, first_names, one_line
 
 # A pipeline saves and loads parts from libraries it knows, by a base class that the library offers: tell it of ours.
 LOADABLE_CLASSES["temporal_vae"] = {ModelMixin.__name__: ["save_pretrained", "from_pretrained"]}
@@ -25,7 +25,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNSAFE = "pickle files can run code when they are loaded; convert the weights to safetensors"
 AGAIN = "save or download the model again"
 _WEIGHTS = "diffusion_pytorch_model"
-_NAMED = 3  # tensors that a message names before it only counts
 
 
 def load_strictly(
@@ -270,16 +269,6 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
 def list_faults(*kinds: tuple[str, Sequence[str]]) -> list[str]:
     """One phrase for each kind of tensors that there are: how many, and the names of a few."""
     return [f"{len(names)} {kind} ({first_names(sorted(names))})" for kind, names in kinds if names]
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks and full stop."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _says_something(record: logging.LogRecord) -> bool:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from temporal_vae.checkpoints.lazy import LazyTensors
-from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, check_finite, first_names, list_faults
+from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, check_finite, list_faults
 from temporal_vae.checkpoints.names import image_name, old_name, sgm_name
-from temporal_vae.errors import CheckpointError
+from temporal_vae.errors import CheckpointError, first_names
 from temporal_vae.model.checks import DOWN_BLOCK
 
 EncoderHome = Literal["conditioner", "first_stage"]

@@ -196,7 +196,8 @@ def _write(vae: AutoencoderKLTemporalDecoder, target: str, dtype: str | None, *,
     import torch
 
     from temporal_vae.checkpoints.convert import save_single_file
-    from temporal_vae.checkpoints.loading import first_names, nonfinite
+    from temporal_vae.checkpoints.loading import nonfinite
+    from temporal_vae.errors import first_names
     from temporal_vae.outputs import complete_or_nothing
 
     if dtype is not None:

@@ -24,8 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-from temporal_vae.checkpoints.loading import one_line
-from temporal_vae.errors import CheckpointError, MediaError, TrainingError
+from temporal_vae.errors import CheckpointError, MediaError, TrainingError, one_line
 from temporal_vae.outputs import complete_or_nothing
 
 FOLDER = "checkpoints"

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
-from temporal_vae.checkpoints.loading import one_line
-from temporal_vae.errors import MediaError
+from temporal_vae.errors import MediaError, one_line
 from temporal_vae.media.frames import Frames, clip_starts
 from temporal_vae.media.reader import VideoReader
 from temporal_vae.metrics import QualityMeter

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from temporal_vae.amounts import parse_memory
-from temporal_vae.checkpoints.loading import one_line
-from temporal_vae.errors import ConfigError, MediaError
+from temporal_vae.errors import ConfigError, MediaError, one_line
 from temporal_vae.media.frames import Frames
 from temporal_vae.training.config.fields import Batch, Source, TrainConfig, batches_of
 from temporal_vae.training.data.augment import cover, vary, window
