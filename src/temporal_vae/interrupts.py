@@ -57,7 +57,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     unfinished = getattr(outputs, "anything_unfinished", bool)()
     if len(_caught) > 2 or not (unfinished or _careful):
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-        if os.environ.get("RANK", "0") == "0":  # of several processes, which a launcher ends, the first one speaks
+        if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher ends, one speaks
             os.write(2, f"{cursor}temporal-vae: {MESSAGE}\n".encode())
         os._exit(128 + number)
     if len(_caught) == 1:  # a second one waits for what the first does; a third does not
