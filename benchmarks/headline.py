@@ -111,7 +111,7 @@ def main() -> None:
                 runs[-1]["difference"] = float(abs(frames - first).max() / abs(first).max())
             print(
                 f"{case} {options.dtype} limit {limit}: {runs[-1]['rung']}, {runs[-1]['seconds']:.1f} s, peak "
-                f"{readable(int(str(runs[-1]['peak'])))} of {readable(runs[-1]['planned'])} planned, spilled "
+                f"{readable(runs[-1]['peak'])} of {readable(runs[-1]['planned'])} planned, spilled "
                 f"{readable(runs[-1]['spilled'])}, difference {runs[-1].get('difference', 0.0):.1e}",
                 flush=True,
             )

@@ -38,7 +38,7 @@ class Worker:
         self, role: str, trial: Trial, folder: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self.resting_bytes = 0
-        self._task = trial
+        self._trial = trial
         self._log = folder / f"{role}.log"
         variables = {
             "OMP_NUM_THREADS": str(trial.threads),
@@ -69,7 +69,7 @@ class Worker:
         Raises:
             WorkerFailed: it could not.
         """
-        ready = self._exchange(self._task.to_dict())
+        ready = self._exchange(self._trial.to_dict())
         self.resting_bytes = resident_bytes(self._process.pid)
         return ready
 

@@ -56,11 +56,10 @@ def exception(monkeypatch):
 
 
 def not_a_number(monkeypatch):
-    monkeypatch.setattr(native.Moments, "of_sums", lambda count, sums: trust_of_nan(count, sums))
+    def of_sums(count, sums):
+        return native.Moments(count, sums[:, 0] * torch.nan, sums[:, 1])
 
-
-def trust_of_nan(count, sums):
-    return native.Moments(count, sums[:, 0] * torch.nan, sums[:, 1])
+    monkeypatch.setattr(native.Moments, "of_sums", of_sums)
 
 
 def no_compiler(monkeypatch):
@@ -178,7 +177,7 @@ def test_on_a_gpu_the_engine_does_what_modules_can_not(monkeypatch, limit, free,
     monkeypatch.setattr(calls, "free_memory", lambda device: free)
     made = SimpleNamespace(peak=2**28 + 1 if free < 2**30 else 2**28, ladder=())
     x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16)
-    found = calls._engine_plan("decode", torch.nn.Identity(), x, (object, {}), lambda **_: made, limit)
+    found = calls._engine_plan("decode", torch.nn.Identity(), x, trust.NETWORK, lambda **_: made, limit)
     assert (found is made) == engine
 
 

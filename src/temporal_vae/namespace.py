@@ -17,8 +17,9 @@ def loaded_on_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any
 
     def load(name: str) -> Any:
         if name not in homes:
-            offered = ", ".join(name for name in homes if not name.startswith("_"))
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {offered}")
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; it offers {', '.join(homes)}"
+            )
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return load

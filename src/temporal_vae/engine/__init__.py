@@ -11,9 +11,9 @@ kept in memory; `run.py` executes the steps by `passes.py`, on activations in `s
 
 from typing import TYPE_CHECKING
 
-from temporal_vae.engine.planner import DEVICES, DTYPES, Offer, Plan, Task, cores, plan, readable
+from temporal_vae.engine.planner import DEVICES, DTYPES, Offer, Plan, cores, plan, readable
 from temporal_vae.engine.progress import reporting
-from temporal_vae.engine.schedule import SVD, Network
+from temporal_vae.engine.schedule import SVD, Network, Task
 from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:

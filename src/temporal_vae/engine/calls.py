@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from temporal_vae.engine import gate, trust
 from temporal_vae.engine.cost import MIB
 from temporal_vae.engine.gate import Reason
-from temporal_vae.engine.planner import Plan, Task, plan
+from temporal_vae.engine.planner import Plan, plan
 from temporal_vae.engine.progress import counter
 from temporal_vae.engine.resources import free_memory
 from temporal_vae.engine.run import run
-from temporal_vae.engine.schedule import Network
+from temporal_vae.engine.schedule import Network, Task
 from temporal_vae.errors import InputError
-from temporal_vae.model.decoder import TemporalDecoder
-from temporal_vae.model.encoder import Encoder
 
 VARIABLE = "TEMPORAL_VAE_ENGINE"
 """Environment variable: `auto` lets the engine work where it is trusted, `always` wherever it can, `never` nowhere."""
@@ -57,8 +55,7 @@ def encode(
     count, _, height, width = frames.shape
     size = {"num_frames": count, "height": height, "width": width}
     planned = partial(plan_like, "encode", network, frames, workers=workers, **size)
-    numbers = {"in_channels": network.in_channels, **_shared(network)}
-    made = _engine_plan("encode", encoder, frames, (Encoder, numbers), planned, memory_limit)
+    made = _engine_plan("encode", encoder, frames, network, planned, memory_limit)
     return encoder(frames) if made is None else run(encoder, frames, made, counter(made.work))
 
 
@@ -97,18 +94,8 @@ def decode(
     clips = latents.shape[0] // num_frames
     size = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
     planned = partial(plan_like, "decode", network, latents, workers=workers, **size)
-    numbers = {"out_channels": network.out_channels, **_shared(network)}
-    made = _engine_plan("decode", decoder, latents, (TemporalDecoder, numbers), planned, memory_limit)
+    made = _engine_plan("decode", decoder, latents, network, planned, memory_limit)
     return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
-
-
-def _shared(network: Network) -> dict[str, Any]:
-    """What encoder and decoder are both built with."""
-    return {
-        "latent_channels": network.latent_channels,
-        "block_out_channels": network.widths,
-        "layers_per_block": network.layers,
-    }
 
 
 def plan_like(
@@ -130,20 +117,17 @@ def _engine_plan(
     task: Task,
     part: nn.Module,
     x: Tensor,
-    built: tuple[type[nn.Module], dict[str, Any]],
+    network: Network,
     planned: Callable[..., Plan],
     memory_limit: int | None,
 ) -> Plan | None:
-    """How the engine computes a call; None if the modules must, which is said once where it matters.
-
-    `built` is the class that should be there, and the numbers that its constructor was given.
-    """
+    """How the engine computes a call; None if the modules must, which is said once where it matters."""
     if part is None:  # people free memory so
         raise InputError(f"{task}: the {task}r of this model is None; load the model again to {task}")
     choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "always", "never"):
         raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
-    reason = gate.reason(part, x, *built) if choice != "never" else _NEVER
+    reason = gate.reason(part, x, *gate.built(task, network)) if choice != "never" else _NEVER
     if reason is None and choice == "auto":
         reason = trust.reason(x.device, x.dtype)
     if reason is not None:

@@ -241,12 +241,11 @@ class Workload:
             return self._scratch_over_time(step, one)
         source, target, across = step.place(one.source), step.place(one.target), step.size[1]
         frames = min(step.together, self.frames)
-        inputs, points = one.inputs, SPATIAL_POINTS
+        inputs, points = self._product(one)
         rows = self._rows(step.size, one.inputs if one.kind == "leave" else one.outputs, frames)
         reach = rows + 2
         total = windows = 0
         if one.kind == "halve":
-            inputs, points = 9 * one.inputs, 1
             rows = self._rows(step.size, inputs, frames)
             reach = 2 * rows + 1
             windows += rows * across * inputs
@@ -283,21 +282,25 @@ class Workload:
         windows += source is not None and source.keep == "spilled"
         windows += target.keep != "memory" and target != source
         run = self._run(step.size, one.outputs)
-        kernel = self._kernel(one.inputs, one.outputs, 1 if self.frames == 1 else TEMPORAL_POINTS)
+        inputs, points = self._product(one)
+        kernel = self._kernel(inputs, one.outputs, points)
         return windows * self.frames * (run * one.outputs * self.item + 64) + kernels * kernel
 
     def _weights(self, one: Pass) -> int:
         """Bytes of packed weights that a pass reads."""
         if one.kind in ("attend", "finish"):
             return 0
-        points = SPATIAL_POINTS
-        inputs = one.inputs
-        if one.kind == "halve":
-            inputs, points = 9 * inputs, 1
-        elif one.kind == "temporal":
-            points = 1 if self.frames == 1 else TEMPORAL_POINTS
+        inputs, points = self._product(one)
         packed = self._packed(inputs, one.outputs, points)
         return packed + (self._packed(inputs, one.outputs, 1) if one.shortcut is not None else 0)
+
+    def _product(self, one: Pass) -> tuple[int, int]:
+        """Channels that a pass multiplies, and points of its transformed weights."""
+        if one.kind == "halve":  # nine neighbours side by side
+            return 9 * one.inputs, 1
+        if one.kind == "temporal":
+            return one.inputs, 1 if self.frames == 1 else TEMPORAL_POINTS
+        return one.inputs, SPATIAL_POINTS
 
     def _packed(self, inputs: int, outputs: int, points: int) -> int:
         inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)

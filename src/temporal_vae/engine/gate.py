@@ -20,7 +20,9 @@ from torch.utils._device import DeviceContext
 
 from temporal_vae.engine import originals
 from temporal_vae.engine.geometry import ITEMSIZE
+from temporal_vae.engine.schedule import Network, Task
 from temporal_vae.engine.structure import Unknown, difference, known
+from temporal_vae.model import Encoder, TemporalDecoder
 
 _TYPES = tuple(getattr(torch, name) for name in ITEMSIZE)
 _OUTSIDE = "call it outside of that"
@@ -67,6 +69,18 @@ def reason(
         remedy = "compute without gradients and without a default device"
         return Reason("attention has another processor than it comes with", remedy, ordinary=True)
     return None
+
+
+def built(task: Task, network: Network) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of the part that does a task, and what its constructor takes from a configuration."""
+    numbers = {
+        "latent_channels": network.latent_channels,
+        "block_out_channels": network.widths,
+        "layers_per_block": network.layers,
+    }
+    if task == "encode":
+        return Encoder, {"in_channels": network.in_channels, **numbers}
+    return TemporalDecoder, {"out_channels": network.out_channels, **numbers}
 
 
 def is_plain(attention: Attention) -> bool:

@@ -89,9 +89,6 @@ class Rematerialised:
         self._context.kernels.spatial(source, rows, self._weights, None, scratch)
         return rows
 
-    def release(self, frame: int) -> None:
-        """There is nothing to release."""
-
 
 def convolve(
     context: Context,

@@ -12,20 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral
-from typing import Literal
 
 from temporal_vae.engine import schedule
 from temporal_vae.engine.cost import MIB, STRIP_BYTES, Cost, Workload
 from temporal_vae.engine.geometry import ITEMSIZE, Cut
-from temporal_vae.engine.schedule import ENCODER_RUNGS, RUNGS, Network, Rung, Step
+from temporal_vae.engine.schedule import ENCODER_RUNGS, RUNGS, Network, Rung, Step, Task
 from temporal_vae.errors import InputError, MemoryLimitError
 
 ENOUGH_LATENTS = 8192  # pixels of the lowest level that make packing its weights worth the while
 DEVICES = tuple(STRIP_BYTES)
 """Kinds of devices on which the engine runs."""
 DTYPES = tuple(ITEMSIZE)
-
-Task = Literal["decode", "encode"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +170,8 @@ def _plan(
     if min(height, width) < factor:
         raise InputError(f"plan: frames of {height}x{width} are too small; at least {factor}x{factor} pixels")
     latents = sizes[-1][0] * sizes[-1][1]
-    output = (
-        3 * clips * num_frames * 2 * network.latent_channels * latents
-    )  # moments, before and after quant_conv
+    moments = clips * num_frames * 2 * network.latent_channels * latents
+    output = 3 * moments  # before and after `quant_conv`
     most = max(1, min(num_frames, -(-ENOUGH_LATENTS // latents)))
     refusal: MemoryLimitError | None = None
     for frames in sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True):

@@ -1,7 +1,8 @@
-"""How much memory a machine has left, and which folders are memory."""
+"""How much memory a machine has left, and its folders: which are memory, and where caches lie."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def free_memory(device: torch.device) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + kept)
     return min([int(psutil.virtual_memory().available), *_left_by_groups()])
+
+
+def cache_folder() -> Path:
+    """Where programs of this user keep what they can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def is_memory(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+Task = Literal["decode", "encode"]
 Keep = Literal["memory", "spilled", "recomputed"]
 """Where an activation is kept: in memory; in a file, or for a GPU in host memory; or nowhere, and computed where it is
 read."""

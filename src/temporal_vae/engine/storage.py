@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from temporal_vae.engine.geometry import Span
-from temporal_vae.engine.resources import is_memory
+from temporal_vae.engine.resources import cache_folder, is_memory
 from temporal_vae.errors import MemoryLimitError
 
 
@@ -295,8 +295,7 @@ def _spill_folder(nbytes: int) -> Path:
 
 
 def _usual_folders() -> list[Path]:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folders = (Path(folder) for folder in (tempfile.gettempdir(), "/var/tmp", caches))
+    folders = (Path(folder) for folder in (tempfile.gettempdir(), "/var/tmp", cache_folder()))
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import diffusers
@@ -21,13 +20,14 @@ import torch
 from torch import nn
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.gate import Reason
-from temporal_vae.engine.planner import DTYPES, Task, cores, plan
+from temporal_vae.engine.gate import Reason, built
+from temporal_vae.engine.planner import DTYPES, cores, plan
+from temporal_vae.engine.resources import cache_folder
 from temporal_vae.engine.run import run
-from temporal_vae.engine.schedule import Network
+from temporal_vae.engine.schedule import Network, Task
 from temporal_vae.engine.threads import once
-from temporal_vae.model.decoder import TemporalDecoder
-from temporal_vae.model.encoder import Encoder
+from temporal_vae.errors import MediaError
+from temporal_vae.outputs import complete_or_nothing
 
 NETWORK = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(32, 64), layers=2)
 """Every kind of pass: enlarging and halving, more channels and fewer, attention, blocks over space and time."""
@@ -66,9 +66,9 @@ def verdict(device: str, dtype: str) -> Verdict:
     if kept is not None:
         return Verdict(trusted=True, detail=kept, kept=True)
     try:
-        encoder, decoder = _networks()
+        parts = _parts()
         with torch._C.DisableTorchFunction(), torch.no_grad():  # a default device is not meant here
-            error = _error(encoder, decoder, device, dtype)
+            error = _error(parts, device, dtype)
     except Exception as failure:
         text = " ".join(str(failure).split())
         return Verdict(trusted=False, detail=f"{type(failure).__name__}: {text:.200}")
@@ -79,32 +79,27 @@ def verdict(device: str, dtype: str) -> Verdict:
     return Verdict(trusted=trusted, detail=detail)
 
 
-def _networks() -> tuple[Encoder, TemporalDecoder]:
-    """Encoder and decoder without memory, so that nobody's random numbers are drawn."""
-    names: dict[str, Any] = {
-        "latent_channels": NETWORK.latent_channels,
-        "block_out_channels": NETWORK.widths,
-        "layers_per_block": NETWORK.layers,
-    }
+def _parts() -> dict[Task, nn.Module]:
+    """What does either task, without memory, so that nobody's random numbers are drawn."""
+    tasks: tuple[Task, ...] = ("encode", "decode")
     with torch.device("meta"):
-        return Encoder(in_channels=3, **names), TemporalDecoder(out_channels=3, **names)
+        return {task: kind(**numbers) for task in tasks for kind, numbers in [built(task, NETWORK)]}
 
 
-def _error(encoder: Encoder, decoder: TemporalDecoder, device: str, dtype: str) -> float:
+def _error(parts: dict[Task, nn.Module], device: str, dtype: str) -> float:
     """How far encoder and decoder in the engine are from modules in float32 or wider, the larger one."""
     if device == "cpu" and dtype != "float64":
         import llvmlite  # noqa: F401  # where the compiler is missing, torch would do its work, slowly
     generator = torch.Generator().manual_seed(0)
     height, width = (NETWORK.factor * length for length in LATENTS)
+    shapes = {"encode": (3, height, width), "decode": (4, *LATENTS)}
     kind = getattr(torch, dtype)
     wide = torch.promote_types(kind, torch.float32)
-    frames = torch.randn(FRAMES, 3, height, width, generator=generator, dtype=wide)
-    latents = torch.randn(FRAMES, 4, *LATENTS, generator=generator, dtype=wide)
     errors = []
-    for part, x, options in ((encoder, frames, {}), (decoder, latents, {"num_frames": FRAMES})):
+    for task, part in parts.items():
+        x = torch.randn(FRAMES, *shapes[task], generator=generator, dtype=wide)
         network = _filled(part.to(wide), generator)
-        expected = network(x, **options)
-        task: Task = "encode" if part is encoder else "decode"
+        expected = network(x, num_frames=FRAMES) if task == "decode" else network(x)
         made = plan(
             task, NETWORK, num_frames=FRAMES, height=height, width=width, dtype=dtype, device=device, workers=2
         )  # fmt: skip
@@ -180,8 +175,7 @@ def machine() -> dict[str, Any]:
 
 
 def _folder() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "temporal-vae" / "self-checks"
+    return cache_folder() / "temporal-vae" / "self-checks"
 
 
 def _read(file: Path) -> str | None:
@@ -193,11 +187,8 @@ def _read(file: Path) -> str | None:
 
 
 def _keep(file: Path, key: dict[str, Any], detail: str) -> None:
-    """Write it down where that is possible; complete or not at all."""
-    try:
+    """Write it down where that is possible."""
+    with suppress(OSError, MediaError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent, delete=False) as part:
-            json.dump({**key, "detail": detail}, part)
-        Path(part.name).replace(file)
-    except OSError:
-        return
+        with complete_or_nothing(file) as part:
+            part.write_text(json.dumps({**key, "detail": detail}))
