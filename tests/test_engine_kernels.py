@@ -12,7 +12,7 @@ from torch import nn
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK, PAD, Span, spans
-from temporal_vae.engine.kernels import kernels_for, native_code, simd
+from temporal_vae.engine.kernels import compiler, kernels_for, native_code, simd
 from temporal_vae.engine.kernels.naive import NaiveKernels
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.stats import Affine, Moments
@@ -303,7 +303,8 @@ def vectorised(emit, lanes=16):
         with b.loop(0, count, machine.lanes) as i:
             emit(b, b.add(source, b.mul(i, source_step)), b.add(target, b.mul(i, target_step)))
 
-    kernel = simd.compile_kernel(loop, ("source", "target", "count", "source_step", "target_step"), machine)
+    names = ("source", "target", "count", "source_step", "target_step")
+    kernel = compiler.loaded(compiler.compiled(loop, names, machine), len(names))
 
     def run(source, target):
         assert len(source) % lanes == 0

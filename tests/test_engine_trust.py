@@ -12,7 +12,7 @@ from engines import build
 from oracle import noise
 from refusals import refused
 
-from temporal_vae.engine import calls, processor, trust
+from temporal_vae.engine import cache, calls, processor, trust
 from temporal_vae.engine.gate import Reason
 from temporal_vae.engine.kernels import naive, native
 from temporal_vae.engine.threads import once
@@ -29,6 +29,12 @@ def new_machine(tmp_path, monkeypatch):
     monkeypatch.delenv(calls.VARIABLE, raising=False)
     monkeypatch.setattr(trust, "verdict", once(trust.verdict.__wrapped__))
     return tmp_path
+
+
+def entries(folder):
+    """What was kept of self-checks, each as the file and what it says."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file: text for file in files if (text := file.read_bytes()[32:]).startswith(b"off by")}
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def test_a_broken_kernel_is_not_used(new_machine, monkeypatch, said, by_engine, 
     vae.decode(z, num_frames=2, memory_limit="4GiB")
     assert "memory limit is not kept" in said()[-1]
     assert "TEMPORAL_VAE_ENGINE=always" in said()[-1]
-    assert list(new_machine.rglob("*.json")) == []  # the next process tries again
+    assert not entries(new_machine)  # the next process tries again
 
 
 @torch.no_grad()
@@ -104,15 +110,12 @@ def test_a_success_is_kept(new_machine, monkeypatch, by_engine, said):
     vae, z = build(block_out_channels=(32, 64)), noise(2, 4, 5, 4)
     vae.decode(z, num_frames=2)
     assert by_engine == {"decode": 1}
-    assert not trust.verdict("cpu", "float32").kept
-    (file,) = new_machine.rglob("*.json")
-    content = json.loads(file.read_text())
-    assert content["torch"] == torch.__version__
-    assert content["dtype"] == "float32"
+    assert not trust.verdict("decode", 6, "cpu", "float32").kept
+    assert len(entries(new_machine)) == 1
     monkeypatch.setattr(trust, "_error", lambda *_: pytest.fail("it was checked before"))
     monkeypatch.setattr(trust, "verdict", once(trust.verdict.__wrapped__))
-    assert trust.verdict("cpu", "float32").kept
-    assert trust.reason(CPU, torch.float32) is None
+    assert trust.verdict("decode", 6, "cpu", "float32").kept
+    assert trust.reason("decode", 10, CPU, torch.float32) is None
     vae.decode(z, num_frames=2)
     assert by_engine == {"decode": 2}
     assert said() == []
@@ -120,18 +123,18 @@ def test_a_success_is_kept(new_machine, monkeypatch, by_engine, said):
 
 @pytest.mark.parametrize("change", ["torch", "processor", "engine", "damage"])
 def test_another_machine_is_checked_anew(new_machine, monkeypatch, change):
-    trust.verdict("cpu", "float64")
-    (file,) = new_machine.rglob("*.json")
+    trust.verdict("encode", 1, "cpu", "float64")
+    (file,) = entries(new_machine)
     if change == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0")
     elif change == "processor":
         monkeypatch.setattr(trust, "describe", lambda device: "another one")
     elif change == "engine":
-        monkeypatch.setattr(trust, "_sources", lambda: b"other kernels")
+        monkeypatch.setattr(cache, "sources", lambda: "other kernels")
     else:
-        file.write_text("{")
+        file.write_bytes(file.read_bytes()[:-1])
     monkeypatch.setattr(trust, "_error", lambda *_: 0.5)
-    found = once(trust.verdict.__wrapped__)("cpu", "float64")
+    found = once(trust.verdict.__wrapped__)("encode", 1, "cpu", "float64")
     assert not found.kept
     assert not found.trusted
 
@@ -139,8 +142,10 @@ def test_another_machine_is_checked_anew(new_machine, monkeypatch, change):
 @pytest.mark.parametrize("dtype", trust.TOLERANCE)
 def test_a_folder_that_cannot_be_written(new_machine, monkeypatch, dtype):
     (new_machine / "temporal-vae").write_text("in the way")
-    assert trust.verdict("cpu", dtype).trusted
-    assert not trust.verdict("cpu", dtype).kept
+    found = trust.verdict("decode", 5, "cpu", dtype)
+    assert found.trusted
+    assert not found.kept
+    assert not once(trust.verdict.__wrapped__)("decode", 5, "cpu", dtype).kept
 
 
 @torch.no_grad()
@@ -177,7 +182,7 @@ def test_on_a_gpu_the_engine_does_what_modules_can_not(monkeypatch, limit, free,
     monkeypatch.setattr(calls, "free_memory", lambda device: free)
     made = SimpleNamespace(peak=2**28 + 1 if free < 2**30 else 2**28, ladder=())
     x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16)
-    found = calls._engine_plan("decode", torch.nn.Identity(), x, trust.NETWORK, lambda **_: made, limit)
+    found = calls._engine_plan("decode", torch.nn.Identity(), x, trust.NETWORK, 2, lambda **_: made, limit)
     assert (found is made) == engine
 
 
@@ -190,14 +195,14 @@ def test_nobody_notices(new_machine, by_engine):
     with torch.device("meta"):
         vae.decode(z, num_frames=2)
     assert by_engine == {"decode": 1}
-    assert not trust.verdict("cpu", "float32").kept
+    assert not trust.verdict("decode", 6, "cpu", "float32").kept
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.is_grad_enabled()
 
 
 def test_what_is_not_trusted_is_a_reason(new_machine, monkeypatch):
     monkeypatch.setattr(trust, "_error", lambda *_: 0.5)
-    found = trust.reason(CPU, torch.bfloat16)
+    found = trust.reason("encode", 3, CPU, torch.bfloat16)
     assert isinstance(found, Reason)
     assert not found.ordinary
 
@@ -211,9 +216,9 @@ def test_info_without_a_model(new_machine, capsys):
     assert "native" in found["cpu float32"]["kernels"] or processor.host() is None
     assert "of torch" in found["cpu float64"]["kernels"]
     assert command("info") == 0
-    assert "self-check passed" in capsys.readouterr().out
+    assert "self-check passed to decode" in capsys.readouterr().out
 
 
 def test_kernels_of_torch_are_checked_too(new_machine, monkeypatch):
     monkeypatch.setattr(naive.NaiveKernels, "pointwise", lambda *_: 1 / 0)
-    assert "ZeroDivisionError" in trust.verdict("cpu", "float64").detail
+    assert "ZeroDivisionError" in trust.verdict("decode", 5, "cpu", "float64").detail

@@ -55,7 +55,7 @@ def encode(
     count, _, height, width = frames.shape
     size = {"num_frames": count, "height": height, "width": width}
     planned = partial(plan_like, "encode", network, frames, workers=workers, **size)
-    made = _engine_plan("encode", encoder, frames, network, planned, memory_limit)
+    made = _engine_plan("encode", encoder, frames, network, count, planned, memory_limit)
     return encoder(frames) if made is None else run(encoder, frames, made, counter(made.work))
 
 
@@ -94,7 +94,7 @@ def decode(
     clips = latents.shape[0] // num_frames
     size = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
     planned = partial(plan_like, "decode", network, latents, workers=workers, **size)
-    made = _engine_plan("decode", decoder, latents, network, planned, memory_limit)
+    made = _engine_plan("decode", decoder, latents, network, num_frames, planned, memory_limit)
     return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
 
 
@@ -118,6 +118,7 @@ def _engine_plan(
     part: nn.Module,
     x: Tensor,
     network: Network,
+    frames: int,
     planned: Callable[..., Plan],
     memory_limit: int | None,
 ) -> Plan | None:
@@ -129,7 +130,7 @@ def _engine_plan(
         raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
     reason = gate.reason(part, x, *gate.built(task, network)) if choice != "never" else _NEVER
     if reason is None and choice == "auto":
-        reason = trust.reason(x.device, x.dtype)
+        reason = trust.reason(task, frames, x.device, x.dtype)
     if reason is not None:
         _say(task, part, reason, limited=memory_limit is not None)
         return None

@@ -1,37 +1,31 @@
 """Whether the engine is right on this kind of machine.
 
-It is trusted with a kind of device and a dtype after it has computed a small network there as the modules do. That is
-tried once: a success is kept on disk, for this processor, these versions and these kernels; after a failure the modules
-run, and the next process tries again.
+It is trusted with a task on a kind of device in a dtype after it has computed a small network there as the modules do,
+by the very kernels that the call at hand needs. That is tried once: a success is kept on disk, for this processor, these
+versions and these kernels; after a failure the modules run, and the next process tries again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import torch
 from torch import nn
 
-from temporal_vae.engine import processor
+from temporal_vae.engine import cache, processor
 from temporal_vae.engine.gate import Reason, built
+from temporal_vae.engine.kernels.winograd import F43
 from temporal_vae.engine.planner import DTYPES, cores, plan
-from temporal_vae.engine.resources import cache_folder
 from temporal_vae.engine.run import run
 from temporal_vae.engine.schedule import Network, Task
 from temporal_vae.engine.threads import once
-from temporal_vae.errors import MediaError
-from temporal_vae.outputs import complete_or_nothing
 
 NETWORK = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(32, 64), layers=2)
 """Every kind of pass: enlarging and halving, more channels and fewer, attention, blocks over space and time."""
-FRAMES, LATENTS = 5, (5, 3)  # not whole tiles, nor whole blocks of frames
+LATENTS = 5, 3  # not whole tiles
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.15, "float16": 0.03}
 """How far the engine may be from modules in float32 or wider, of the output's scale: many times what rounding makes."""
 
@@ -45,9 +39,9 @@ class Verdict:
     kept: bool = False  # read from disk rather than computed
 
 
-def reason(device: torch.device, dtype: torch.dtype) -> Reason | None:
-    """Why the engine is not trusted with a kind of device and a dtype; None if it is."""
-    found = verdict(device.type, str(dtype).removeprefix("torch."))
+def reason(task: Task, frames: int, device: torch.device, dtype: torch.dtype) -> Reason | None:
+    """Why the engine is not trusted with a task on clips of so many frames; None if it is."""
+    found = verdict(task, _alike(task, frames), device.type, str(dtype).removeprefix("torch."))
     if found.trusted:
         return None
     return Reason(
@@ -57,55 +51,59 @@ def reason(device: torch.device, dtype: torch.dtype) -> Reason | None:
     )
 
 
+def _alike(task: Task, frames: int) -> int:
+    """The shortest clip, longer than a block of frames, that is computed by the same kernels."""
+    if task == "encode" or frames == 1:
+        return 1
+    return F43.outputs + frames % F43.outputs
+
+
 @once
-def verdict(device: str, dtype: str) -> Verdict:
+def verdict(task: Task, frames: int, device: str, dtype: str) -> Verdict:
     """Whether the engine computes what modules do, on a kind of device in a dtype; tried once on a machine."""
-    key = _key(device, dtype)
-    file = _folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-    kept = _read(file)
+    versions = torch.__version__, diffusers.__version__, platform.python_version()
+    key = ("self-check", task, frames, dtype, describe(device), versions)
+    kept = cache.read(*key)
     if kept is not None:
-        return Verdict(trusted=True, detail=kept, kept=True)
+        return Verdict(trusted=True, detail=kept.decode(), kept=True)
     try:
-        parts = _parts()
+        part = _part(task)
         with torch._C.DisableTorchFunction(), torch.no_grad():  # a default device is not meant here
-            error = _error(parts, device, dtype)
+            error = _error(task, part, frames, device, dtype)
     except Exception as failure:
         text = " ".join(str(failure).split())
         return Verdict(trusted=False, detail=f"{type(failure).__name__}: {text:.200}")
     detail = f"off by {error:.1e} of the output's scale, {TOLERANCE[dtype]:g} is allowed"
     trusted = error <= TOLERANCE[dtype]  # not so for NaN
     if trusted:
-        _keep(file, key, detail)
+        cache.keep(detail.encode(), *key)
     return Verdict(trusted=trusted, detail=detail)
 
 
-def _parts() -> dict[Task, nn.Module]:
-    """What does either task, without memory, so that nobody's random numbers are drawn."""
-    tasks: tuple[Task, ...] = ("encode", "decode")
+def _part(task: Task) -> nn.Module:
+    """What does the task, without memory, so that nobody's random numbers are drawn."""
+    kind, numbers = built(task, NETWORK)
     with torch.device("meta"):
-        return {task: kind(**numbers) for task in tasks for kind, numbers in [built(task, NETWORK)]}
+        return kind(**numbers)
 
 
-def _error(parts: dict[Task, nn.Module], device: str, dtype: str) -> float:
-    """How far encoder and decoder in the engine are from modules in float32 or wider, the larger one."""
+def _error(task: Task, part: nn.Module, frames: int, device: str, dtype: str) -> float:
+    """How far the engine is from modules in float32 or wider."""
     if device == "cpu" and dtype != "float64":
         import llvmlite  # noqa: F401  # where the compiler is missing, torch would do its work, slowly
     generator = torch.Generator().manual_seed(0)
     height, width = (NETWORK.factor * length for length in LATENTS)
-    shapes = {"encode": (3, height, width), "decode": (4, *LATENTS)}
+    shape = (3, height, width) if task == "encode" else (4, *LATENTS)
     kind = getattr(torch, dtype)
     wide = torch.promote_types(kind, torch.float32)
-    errors = []
-    for task, part in parts.items():
-        x = torch.randn(FRAMES, *shapes[task], generator=generator, dtype=wide)
-        network = _filled(part.to(wide), generator)
-        expected = network(x, num_frames=FRAMES) if task == "decode" else network(x)
-        made = plan(
-            task, NETWORK, num_frames=FRAMES, height=height, width=width, dtype=dtype, device=device, workers=2
-        )  # fmt: skip
-        found = run(network.to(device, kind), x.to(device, kind), made, lambda amount: None)
-        errors.append(float((found.to("cpu", wide) - expected).abs().max() / expected.abs().max()))
-    return max(errors, key=lambda error: (error != error, error))
+    x = torch.randn(frames, *shape, generator=generator, dtype=wide)
+    network = _filled(part.to(wide), generator)
+    expected = network(x, num_frames=frames) if task == "decode" else network(x)
+    made = plan(
+        task, NETWORK, num_frames=frames, height=height, width=width, dtype=dtype, device=device, workers=2
+    )
+    found = run(network.to(device, kind), x.to(device, kind), made, lambda amount: None)
+    return float((found.to("cpu", wide) - expected).abs().max() / expected.abs().max())
 
 
 def _filled(part: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -117,23 +115,6 @@ def _filled(part: nn.Module, generator: torch.Generator) -> nn.Module:
         shift = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         parameter.data = shift + values / fan**0.5
     return network.eval()
-
-
-def _key(device: str, dtype: str) -> dict[str, Any]:
-    """What a success holds for."""
-    return {
-        "device": describe(device),
-        "dtype": dtype,
-        "engine": hashlib.sha256(_sources()).hexdigest(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _sources() -> bytes:
-    """The engine's own code."""
-    return b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
 
 
 def describe(device: str) -> str:
@@ -166,29 +147,12 @@ def machine() -> dict[str, Any]:
         found[device] = describe(device)
         for dtype in DTYPES:
             kernels = processor.arithmetic(device, dtype)
-            check = verdict(device, dtype)
+            checks = [verdict(task, _alike(task, 5), device, dtype) for task in get_args(Task)]
             found[f"{device} {dtype}"] = {
                 "kernels": "of torch" if kernels == "torch" else f"native, products in {kernels}",
-                "self-check": ("passed" if check.trusted else "failed") + f" ({check.detail})",
+                "self-check": "; ".join(
+                    f"{'passed' if check.trusted else 'failed'} to {task} ({check.detail})"
+                    for task, check in zip(get_args(Task), checks, strict=True)
+                ),
             }
     return found
-
-
-def _folder() -> Path:
-    return cache_folder() / "temporal-vae" / "self-checks"
-
-
-def _read(file: Path) -> str | None:
-    """What was found, if it was kept."""
-    try:
-        return str(json.loads(file.read_text())["detail"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _keep(file: Path, key: dict[str, Any], detail: str) -> None:
-    """Write it down where that is possible."""
-    with suppress(OSError, MediaError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with complete_or_nothing(file) as part:
-            part.write_text(json.dumps({**key, "detail": detail}))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import ITEMSIZE
-from temporal_vae.engine.kernels import simd
+from temporal_vae.engine.kernels import compiler, simd
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
 from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
 from temporal_vae.engine.kernels.winograd import F11, F43, Matrix, Winograd, shortened
@@ -35,12 +35,12 @@ TEMPORAL = (
 )  # fmt: skip
 
 
-def spatial(dtype: Scalar, activate: bool) -> simd.Kernel:
+def spatial(dtype: Scalar, activate: bool) -> compiler.Kernel:
     """The 3x3 kernel for activations of `dtype`, with norm and SiLU before it or without."""
     return _spatial(_machine(), dtype, activate)
 
 
-def temporal(dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.Kernel:
+def temporal(dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> compiler.Kernel:
     """The (3,1,1) kernel, or the 1x1 one, for activations of `dtype`.
 
     `rest` is the number of frames that are left over when a clip is cut into fours, or ones.
@@ -49,19 +49,19 @@ def temporal(dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.
 
 
 @once
-def _spatial(machine: Machine, dtype: Scalar, activate: bool) -> simd.Kernel:
+def _spatial(machine: Machine, dtype: Scalar, activate: bool) -> compiler.Kernel:
     def emit(b: Builder, machine: Machine, **arguments: Value) -> None:
         _Spatial(b, machine, dtype, activate, arguments).emit()
 
-    return simd.compile_kernel(emit, SPATIAL, machine)
+    return compiler.kernel(emit, SPATIAL, machine, "spatial", dtype, activate)
 
 
 @once
-def _temporal(machine: Machine, dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> simd.Kernel:
+def _temporal(machine: Machine, dtype: Scalar, activate: bool, pointwise: bool, rest: int) -> compiler.Kernel:
     def emit(b: Builder, machine: Machine, **arguments: Value) -> None:
         _Temporal(b, machine, dtype, activate, arguments).emit(F11 if pointwise else F43, rest)
 
-    return simd.compile_kernel(emit, TEMPORAL, machine)
+    return compiler.kernel(emit, TEMPORAL, machine, "temporal", dtype, activate, pointwise, rest)
 
 
 def _machine() -> Machine:

@@ -1,23 +1,17 @@
 """A few words to write vector loops with: LLVM instructions for the processor this runs on.
 
 A kernel is a Python function that emits its own instructions through a `Builder`: loops, loads and arithmetic on
-vectors of float32 as wide as the machine's registers. `compile_kernel` turns it into machine code once per process
-(a few tenths of a second) and gives back a function that runs without the interpreter's lock, so that Python
-threads run it side by side.
+vectors of float32 as wide as the machine's registers. `compiler.py` makes machine code of it.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import factorial
 from typing import Any, Literal
 
-import llvmlite.binding as llvm
 from llvmlite import ir
-
-from temporal_vae.engine.processor import Machine
 
 Scalar = Literal["float32", "bfloat16", "float16"]
 Value = Any  # an `ir.Value`; llvmlite ships no types
@@ -297,43 +291,3 @@ class Builder:
 
 # Taylor series of 2**x; on [-0.5, 0.5] its error is 6e-9, a tenth of a float32's rounding.
 _EXP2 = tuple(LN_2**n / factorial(n) for n in range(8))
-
-
-Kernel = Callable[..., None]
-
-
-def compile_kernel(emit: Callable[..., None], arguments: Sequence[str], machine: Machine) -> Kernel:
-    """Machine code of the function that `emit(builder, machine, **arguments)` writes.
-
-    Args:
-        emit: writes the body.
-        arguments: names of its 64-bit integer arguments; addresses among them.
-        machine: what to compile for.
-    """
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = ir.Module()
-    module.triple = llvm.get_default_triple()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(arguments)), "kernel")
-    builder = Builder(function, machine.lanes)
-    emit(builder, machine, **dict(zip(arguments, function.args, strict=True)))
-    builder.ir.ret_void()
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=machine.name, features=machine.features, opt=3, jit=True
-    )
-    compiled = llvm.parse_assembly(str(module))
-    compiled.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_unrolling = False
-    options.loop_vectorization = False
-    options.slp_vectorization = False
-    passes = llvm.create_pass_builder(target, options)
-    passes.getModulePassManager().run(compiled, passes)
-    engine = llvm.create_mcjit_compiler(compiled, target)
-    engine.finalize_object()
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))
-    _ALIVE.append(engine)
-    return prototype(engine.get_function_address("kernel"))
-
-
-_ALIVE: list[Any] = []  # code lives as long as the engine that holds it
