@@ -1,4 +1,6 @@
-"""What encode and decode take of resident memory beside what was planned, each case in a fresh process.
+"""What encode and decode take of resident memory beside what was planned.
+
+Each case runs in a fresh process on a machine that has compiled no kernel yet: the first call takes most.
 
 python -m benchmarks.resident         # all cases, as a table
 """
@@ -8,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 SVD, SMALL, EMBEDDED = ([128, 256, 512, 512], 2), ([64, 128], 1), ([96, 96, 96], 1)
@@ -45,12 +48,14 @@ CASES = [
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """The limit, the peak that was planned and the one that was found, in bytes, in a process of its own."""
-    found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.resident", json.dumps(case)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    with tempfile.TemporaryDirectory() as cache:
+        found = subprocess.run(
+            [sys.executable, "-m", "benchmarks.resident", json.dumps(case)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "XDG_CACHE_HOME": cache},
+        )
     return json.loads(found.stdout)
 
 
