@@ -81,12 +81,12 @@ WEIGHTS = {
 }
 
 
-def spatial_weights(kernels):
-    return kernels.spatial_weights(randomise(nn.Conv2d(32, 64, 3)), room())
+def spatial_weights(kernels, pixels=10**6):
+    return kernels.spatial_weights(randomise(nn.Conv2d(32, 64, 3)), room(), pixels)
 
 
 def temporal_weights(kernels, frames=5):
-    return kernels.temporal_weights(randomise(nn.Conv3d(32, 64, (3, 1, 1))), frames, room())
+    return kernels.temporal_weights(randomise(nn.Conv3d(32, 64, (3, 1, 1))), frames, room(), 10**6)
 
 
 @torch.no_grad()
@@ -120,7 +120,8 @@ def test_weights_over_time(kernels, name):
 
 @torch.no_grad()
 def test_factors_of_integers(kernels):
-    kernels._fixed = True
+    kernels._fixed = kernels._packing._fixed = True
+    kernels._arithmetic = "int16"
     weights = spatial_weights(kernels)
     assert weights.factors is not None
     for factors in (None, weights.factors[:, :32].contiguous(), weights.factors.double()):
@@ -164,7 +165,7 @@ def test_temporal(kernels, broken):
 )
 @torch.no_grad()
 def test_pointwise(kernels, source, target):
-    weights = kernels.pointwise_weights(randomise(nn.Conv2d(32, 64, 1)), room())
+    weights = kernels.pointwise_weights(randomise(nn.Conv2d(32, 64, 1)), room(), 10**6)
     with pytest.raises(RuntimeError, match="a kernel"):
         kernels.pointwise(source, target, weights, room())
 

@@ -36,10 +36,16 @@ MODELS = [empty(*options) for options in CONFIGS]
 
 
 class Idle:
-    """Workers that pack no weights."""
+    """Workers that neither pack weights nor sweep."""
+
+    def __init__(self, count):
+        self.count = count
 
     def run(self, work, jobs):
         return []
+
+    def sweep(self, work, jobs, ticket, progress):
+        pass
 
 
 class Counted(mmap):
@@ -77,9 +83,9 @@ def _nothing_is_computed():
         return Moments(state.height * state.width, zeros, zeros)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kernel in ("spatial", "temporal"):
+        for kernel in ("spatial", "temporal", "pack"):
             patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
-        patch.setattr(run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle()))
+        patch.setattr(run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count)))
         patch.setattr(run, "spill_file", spill_file)
         patch.setattr(storage, "mmap", Counted)
         patch.setattr(passes, "attend", attend)

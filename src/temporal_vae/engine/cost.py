@@ -11,23 +11,36 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import BLOCK, ITEMSIZE, QUERIES, TILE, Cut, finish_channels, scratch_bytes
+from temporal_vae.engine.geometry import (
+    BLOCK,
+    ITEMSIZE,
+    POINTS,
+    QUERIES,
+    TILE,
+    Cut,
+    direct_block,
+    direct_bytes,
+    finish_channels,
+    parts_of_a_clip,
+    parts_of_a_frame,
+    scratch_bytes,
+    sums_bytes,
+)
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
 
 MIB = 2**20
-FIRST_USE = {"float32": 84 * MIB, "int16": 96 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 84 * MIB, "int16": 96 * MIB, "bfloat16": 96 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
 TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
-PANEL = 32  # channels that the native kernels write at least; inputs come in 16
-WIDEST_INPUT = 16
+PANEL = WIDEST_INPUT = 32  # channels that the native kernels write and read at least
 ATTENTION_COPIES = 3  # activations of a frame that attention holds besides its input: normal, keys, values
 REPACKED = 2  # and of keys and values again, as torch lays 16-bit types out for its products
 ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
 ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
-SPATIAL_POINTS, TEMPORAL_POINTS = 36, 6  # of transformed weights: of 3x3 taps, and of three
+SUMS = 3  # arrays as large as the sums of jobs that are held while those are merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +114,15 @@ class Workload:
     def work(self) -> int:
         """Multiply-adds of a clip."""
         return sum(self.cost(index, WHOLE, "memory").work for index in range(len(self.sizes)))
+
+    @cached_property
+    def pairs(self) -> bool:
+        """Whether pairs of bfloat16 are multiplied where nothing is filtered."""
+        return self.native and processor.multiplies_pairs(self.dtype)
+
+    def pixels(self, size: tuple[int, int]) -> int:
+        """Of all frames of a clip; of all that are encoded, so that it does not matter how many at a time."""
+        return (self.batch if self.name == "encode" else self.frames) * size[0] * size[1]
 
     def together(self, index: int) -> int:
         """Frames that give every worker a few blocks of tiles."""
@@ -188,6 +210,8 @@ class Workload:
             if one.kind == "attend":
                 assert step.state is not None
                 pooled, besides = self._attention(step.state)
+            elif self.native and one.kind in ("spatial", "enlarge", "temporal"):
+                besides = max(besides, SUMS * self._sums(step, one, together))
             elif one.kind == "finish":
                 channels = finish_channels(one.outputs)
                 run = self._run(step.size, channels)
@@ -198,10 +222,20 @@ class Workload:
             pooled=pooled,
             besides=besides,
             scratch=max(self._scratch(step, one) for one in step.passes),
-            weights=sum(map(self._weights, step.passes)) if self.native else 0,
+            weights=sum(self._weights(step, one) for one in step.passes) if self.native else 0,
             work=work,
             again=again,
         )
+
+    def _sums(self, step: Step, one: Pass, together: int) -> int:
+        """Bytes of the sums of a sweep over whole frames."""
+        (height, width), (_, taps, direct) = step.size, self._product(step, one)
+        if one.kind != "temporal":
+            parts = parts_of_a_frame(height, width, one.inputs, self.workers, direct=direct, pairs=self.pairs)
+        else:
+            block = direct_block(one.inputs, taps, pairs=self.pairs) if direct else BLOCK
+            parts = parts_of_a_clip(height * width, together, one.outputs, self.workers, block)
+        return sums_bytes(len(parts), together, one.outputs)
 
     def _held(self, activation: Activation | None) -> int:
         """Bytes of a frame in memory."""
@@ -241,7 +275,7 @@ class Workload:
             return self._scratch_over_time(step, one)
         source, target, across = step.place(one.source), step.place(one.target), step.size[1]
         frames = min(step.together, self.frames)
-        inputs, points = self._product(one)
+        inputs, taps, direct = self._product(step, one)
         rows = self._rows(step.size, one.inputs if one.kind == "leave" else one.outputs, frames)
         reach = rows + 2
         total = windows = 0
@@ -257,7 +291,7 @@ class Workload:
             windows += reach * source.size[1] * one.inputs
         elif source.keep == "recomputed":  # with the rows around that tiles end in
             windows += (rows + 2 * TILE) * across * inputs
-            total += self._kernel(inputs, inputs, points)
+            total += self._kernel(inputs, inputs, taps, direct)
             if step.state is not None and step.state.keep == "spilled":
                 windows += (rows // 2 + TILE + 3) * step.state.size[1] * inputs
         if target is None:
@@ -265,10 +299,10 @@ class Workload:
         elif target.keep != "memory":
             windows += rows * across * one.outputs
         if one.shortcut is not None:
-            total += self._kernel(inputs, one.outputs, 1)
+            total += self._kernel(inputs, one.outputs, 1, self._is_direct(step, 1))
             spills = step.made is not None and step.made.keep == "spilled"
             windows += rows * across * one.outputs if spills else 0
-        return total + self._kernel(inputs, one.outputs, points) + windows * self.item + 5 * 64
+        return total + self._kernel(inputs, one.outputs, taps, direct) + windows * self.item + 5 * 64
 
     def _scratch_over_time(self, step: Step, one: Pass) -> int:
         """As `_scratch`; a job holds the same pixels of all frames."""
@@ -282,38 +316,48 @@ class Workload:
         windows += source is not None and source.keep == "spilled"
         windows += target.keep != "memory" and target != source
         run = self._run(step.size, one.outputs)
-        inputs, points = self._product(one)
-        kernel = self._kernel(inputs, one.outputs, points)
+        kernel = self._kernel(one.inputs, one.outputs, *self._product(step, one)[1:])
         return windows * self.frames * (run * one.outputs * self.item + 64) + kernels * kernel
 
-    def _weights(self, one: Pass) -> int:
+    def _weights(self, step: Step, one: Pass) -> int:
         """Bytes of packed weights that a pass reads."""
         if one.kind in ("attend", "finish"):
             return 0
-        inputs, points = self._product(one)
-        packed = self._packed(inputs, one.outputs, points)
-        return packed + (self._packed(inputs, one.outputs, 1) if one.shortcut is not None else 0)
+        inputs, taps, direct = self._product(step, one)
+        packed = self._packed(inputs, one.outputs, taps, direct)
+        return packed + (self._packed(inputs, one.outputs, 1, self._is_direct(step, 1)) if one.shortcut is not None else 0)
 
-    def _product(self, one: Pass) -> tuple[int, int]:
-        """Channels that a pass multiplies, and points of its transformed weights."""
-        if one.kind == "halve":  # nine neighbours side by side
-            return 9 * one.inputs, 1
+    def _product(self, step: Step, one: Pass) -> tuple[int, int, bool]:
+        """Channels that a pass multiplies, taps, and whether it does so directly."""
         if one.kind == "temporal":
-            return one.inputs, 1 if self.frames == 1 else TEMPORAL_POINTS
-        return one.inputs, SPATIAL_POINTS
+            inputs, taps = one.inputs, 1 if self.frames == 1 else 3
+        elif one.kind == "halve":  # nine neighbours side by side
+            inputs, taps = 9 * one.inputs, 1
+        else:
+            inputs, taps = one.inputs, 9
+        return inputs, taps, self._is_direct(step, taps)
 
-    def _packed(self, inputs: int, outputs: int, points: int) -> int:
+    def _is_direct(self, step: Step, taps: int) -> bool:
+        """Whether convolutions of a step are not filtered."""
+        return not processor.filters(self.arithmetic, self.pixels(step.size), taps, pairs=self.pairs)
+
+    def _packed(self, inputs: int, outputs: int, taps: int, direct: bool) -> int:
         inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+        if direct:
+            return inputs * outputs * taps * (2 if self.pairs else 4) + 128
+        points = POINTS[taps]
         if self.arithmetic == "int16":
             return inputs * outputs * points * 2 + outputs * points * 4 + 128
         return inputs * outputs * points * 4 + 128
 
-    def _kernel(self, inputs: int, outputs: int, points: int) -> int:
+    def _kernel(self, inputs: int, outputs: int, taps: int, direct: bool) -> int:
         """Bytes of scratch that a kernel takes."""
         if not self.native:
             return 0
         inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
-        return scratch_bytes(inputs, outputs, points, fixed=self.arithmetic == "int16") + 64
+        if direct:
+            return direct_bytes(inputs, taps, pairs=self.pairs) + 64
+        return scratch_bytes(inputs, outputs, POINTS[taps], fixed=self.arithmetic == "int16") + 64
 
     def _rows(self, size: tuple[int, int], channels: int, frames: int) -> int:
         """Rows of a strip, at most."""

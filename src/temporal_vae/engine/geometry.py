@@ -15,6 +15,8 @@ ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TILE = 4  # rows and columns that Winograd filtering computes at once: strips begin on multiples of it
 BLOCK = 48  # tiles that are transformed, multiplied and transformed back together, in the cache of one core
 QUERIES = 2048  # pixels whose attention is computed at once
+LINE = 64  # bytes of a cache line
+DIRECT_ROWS = 32  # pixels that are multiplied at a time, at most, where nothing is filtered
 PAD = 16  # floats between the rows of scratch, so that rows do not compete for the same cache sets
 
 
@@ -71,9 +73,42 @@ def spans(length: int, size: int, multiple: int = 1) -> list[Span]:
     return [Span(a, b) for a, b in pairwise(edges) if a < b]
 
 
+def shares(length: int, block: int, most: int) -> list[Span]:
+    """`[0, length)` cut into at most about `most` spans of whole blocks, nearly equal."""
+    blocks = -(-length // block)
+    return spans(length, -(-blocks // most) * block, block)
+
+
 def finish_channels(channels: int) -> int:
     """Channels that torch holds of a run of pictures while it convolves them: it lays both ends out in blocks of 16."""
     return 2 * (channels + -(-channels // 16) * 16)
+
+
+POINTS = {9: 36, 3: 6, 1: 1}
+"""Multiplications of Winograd filtering for sixteen outputs of 3x3 taps, four of three, and one of one."""
+
+JOBS = 16  # of a sweep, for each worker: the last one to finish is not waited for long
+SUMS_BYTES = 8 * 2**20  # of the sums of the jobs of a clip, about
+
+
+def parts_of_a_frame(
+    height: int, width: int, inputs: int, workers: int, *, direct: bool, pairs: bool
+) -> list[Span]:
+    """Jobs of a sweep over a frame: ranges of rows, or of tiles where it is filtered."""
+    if direct:
+        return shares(height, direct_tile(inputs, pairs=pairs)[0], JOBS * workers)
+    return shares(-(-height // TILE) * -(-width // TILE), BLOCK, JOBS * workers)
+
+
+def parts_of_a_clip(pixels: int, frames: int, outputs: int, workers: int, block: int) -> list[Span]:
+    """Jobs of a sweep over a clip: ranges of its pixels in whole blocks."""
+    most = max(2 * workers, min(JOBS * workers, SUMS_BYTES // sums_bytes(1, frames, outputs)))
+    return shares(pixels, block, most)
+
+
+def sums_bytes(parts: int, frames: int, outputs: int) -> int:
+    """Bytes of the sums of a sweep."""
+    return parts * frames * outputs * 2 * 8
 
 
 def scratch_bytes(inputs: int, outputs: int, points: int, *, fixed: bool = False) -> int:
@@ -83,3 +118,34 @@ def scratch_bytes(inputs: int, outputs: int, points: int, *, fixed: bool = False
     products = BLOCK * (outputs + PAD) * 4
     own = BLOCK * 4 + (inputs + 2 * PAD) * 4 if fixed else 0  # scales; a row before it is scaled; its maxima
     return kept + points * (transformed + products + own + 2 * PAD * 4)
+
+
+def direct_row(inputs: int, *, pairs: bool) -> int:
+    """Bytes of a staged pixel where nothing is filtered; `pairs` where pairs of bfloat16 are multiplied."""
+    return inputs * (2 if pairs else 4) + LINE
+
+
+def direct_tile(inputs: int, *, pairs: bool) -> tuple[int, int]:
+    """Rows and columns of a tile that is multiplied directly: a few hundred kilobytes with what surrounds it."""
+    pixels = DIRECT_BYTES // direct_row(inputs, pairs=pairs)
+    wide = 32 if pixels >= 320 else 16
+    return max(4, pixels // (wide + 2) - 2), wide
+
+
+def direct_block(inputs: int, taps: int, *, pairs: bool) -> int:
+    """Pixels of a clip that are multiplied directly, frame by frame; `taps` frames are at hand."""
+    rows = DIRECT_BYTES // (taps * direct_row(inputs, pairs=pairs))
+    return max(DIRECT_ROWS, min(4 * DIRECT_ROWS, rows // DIRECT_ROWS * DIRECT_ROWS))
+
+
+def direct_bytes(inputs: int, taps: int, *, pairs: bool) -> int:
+    """Bytes of scratch that a kernel takes where nothing is filtered; `taps` is 9 in space, 3 or 1 over time."""
+    if taps == 9:
+        tall, wide = direct_tile(inputs, pairs=pairs)
+        staged = (tall + 2) * (wide + 2)
+    else:
+        staged = taps * direct_block(inputs, taps, pairs=pairs)
+    return DIRECT_ROWS * 2 * 16 * 4 + (staged + DIRECT_ROWS) * direct_row(inputs, pairs=pairs)
+
+
+DIRECT_BYTES = 384 * 2**10  # of staged pixels, in the cache of one core

@@ -49,6 +49,19 @@ class Context:
     dtype: torch.dtype
     advance: Advance  # told of the multiply-adds of the network that are done
 
+    def progress(self, work: int) -> Callable[[float], None]:
+        """Takes shares of some work and tells of multiply-adds; what is rounded away comes with the rest."""
+        told = done = 0.0
+
+        def tell(share: float) -> None:
+            nonlocal told, done
+            done += share
+            whole = round(done * work)
+            self.advance(int(whole - told))
+            told = whole
+
+        return tell
+
     def use(self, level: LevelPlan) -> None:
         """Get ready for the passes of a level."""
         release_free_memory()
@@ -79,6 +92,10 @@ class Rematerialised:
     def __init__(self, context: Context, small: Activations, weights: Weights) -> None:
         self._context, self._small, self._weights = context, small, weights
         self.height, self.width, self.channels = 2 * small.height, 2 * small.width, small.channels
+
+    def whole(self, frames: Sequence[int]) -> list[Tensor] | None:
+        """They are nowhere."""
+        return None
 
     def rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
         """Rows of one frame, to read."""
@@ -114,6 +131,17 @@ def convolve(
     kernels, weights = context.kernels, convolution.weights
     channels, enlarge = weights.outputs, weights.enlarge
     height, width = source.height << enlarge, source.width << enlarge
+    aside = None if shortcut is None else shortcut[1]
+    whole = _whole(context, frames, source, target, aside or target)
+    if whole is not None:
+        read, write, beside = whole
+        if shortcut is not None:
+            flat = [[one.flatten(0, 1) for one in some] for some in (read, beside)]
+            kernels.sweep_time(*flat, shortcut[0], None, context.scratch, lambda share: None)
+        work = len(frames) * height * width * convolution.work
+        return kernels.sweep_space(
+            read, write, weights, convolution.affine, context.scratch, context.progress(work), add=add
+        )
 
     def tile(job: tuple[int, Span], worker: int) -> Moments:
         position, span = job
@@ -187,6 +215,11 @@ def convolve_over_time(
         return moments
 
     pixels = source.height * source.width
+    whole = None if before is not None else _whole(context, range(source.count), source, target)
+    if whole is not None:
+        flat = [[one.flatten(0, 1) for one in some] for some in whole]
+        progress = context.progress(pixels * source.count * convolution.work)
+        return kernels.sweep_time(*flat, weights, convolution.affine, context.scratch, progress, add=add)
     runs = context.cut.runs(pixels, source.count, source.channels, context.workers.count)
     merged = Merged()
     context.workers.each(tile, runs, merged.add)
@@ -329,6 +362,16 @@ def finish_over_time(context: Context, conv: nn.Conv3d, images: Tensor, *, work:
         flat.shape[2], flat.shape[0], finish_channels(flat.shape[1]), context.workers.count
     )
     context.workers.run(tile, runs)
+
+
+def _whole(
+    context: Context, frames: Sequence[int], *places: Activations | Rematerialised | None
+) -> list[list[Tensor]] | None:
+    """The frames of all places, where kernels sweep over them: they are in memory."""
+    if not context.kernels.sweeps:
+        return None
+    found = [None if place is None else place.whole(frames) for place in places]
+    return None if None in found else cast("list[list[Tensor]]", found)
 
 
 def _strips(context: Context, frames: int, height: int, width: int, channels: int) -> list[tuple[int, Span]]:

@@ -34,6 +34,7 @@ class LevelPlan:
     rung: Rung  # where its activations are kept
     scratch_bytes: int  # of each worker
     weights_bytes: int  # of the packed weights that are held at once
+    pixels: int  # of all frames that weights are packed for
     steps: tuple[Step, ...] = field(repr=False)
 
 
@@ -308,6 +309,7 @@ def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
                 rung=rung,
                 scratch_bytes=cost.scratch,
                 weights_bytes=cost.weights,
+                pixels=load.pixels(load.sizes[index]),
                 steps=tuple(load.steps(index, rung, before)),
             )
         )

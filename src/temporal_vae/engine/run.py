@@ -111,7 +111,7 @@ class _Clip:
             pool.clear()
         self._context.use(level)
         places, room = self._places(step), self._context.weights.reset()
-        packed = [self._pack(one, room) for one in step.passes]
+        packed = [self._pack(one, level, room) for one in step.passes]
         gathered = []
         for frames in _groups(self._count, step.together):
             group = _Group(frames, places, None if self._moments is None else self._moments.of(frames))
@@ -199,7 +199,7 @@ class _Clip:
         except AttributeError as error:
             raise RuntimeError(f"the schedule reads {name}, which this network does not have") from error
 
-    def _pack(self, one: Pass, room: Scratch) -> _Packed:
+    def _pack(self, one: Pass, level: LevelPlan, room: Scratch) -> _Packed:
         """The weights of a pass, and of its shortcut."""
         kernels = self._context.kernels
         if one.kind in ("attend", "finish"):
@@ -208,15 +208,15 @@ class _Clip:
         if one.kind == "temporal":
             conv = cast("nn.Conv3d", module)
             factor = None if one.mixer is None else _blend(self._module(one.mixer))
-            return _Packed(kernels.temporal_weights(conv, self._count, room, factor=factor))
+            return _Packed(kernels.temporal_weights(conv, self._count, room, level.pixels, factor=factor))
         conv2d = cast("nn.Conv2d", module)
         if one.kind == "halve":
-            return _Packed(kernels.strided_weights(conv2d, room))
-        weights = kernels.spatial_weights(conv2d, room, enlarge=one.kind == "enlarge")
+            return _Packed(kernels.strided_weights(conv2d, room, level.pixels))
+        weights = kernels.spatial_weights(conv2d, room, level.pixels, enlarge=one.kind == "enlarge")
         if one.shortcut is None:
             return _Packed(weights)
         shortcut = cast("nn.Conv2d", self._module(one.shortcut))
-        return _Packed(weights, kernels.pointwise_weights(shortcut, room))
+        return _Packed(weights, kernels.pointwise_weights(shortcut, room, level.pixels))
 
 
 def _blend(mixer: nn.Module) -> Tensor:

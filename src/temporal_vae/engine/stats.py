@@ -34,6 +34,20 @@ class Moments:
         return cls(count, mean, (squares - total * mean).clamp_(min=0))
 
     @classmethod
+    def of_jobs(cls, counts: Tensor, sums: Tensor) -> Moments:
+        """From float64 sums and sums of squares of jobs, `(t, jobs, 2, c)`, of `(jobs,)` values each.
+
+        Chan's formula for all jobs of a frame at once.
+        """
+        count = int(counts.sum())
+        total, squares = sums.unbind(2)
+        each = counts[:, None]
+        means = total / each
+        mean = total.sum(1) / count
+        own = (squares - total * means).clamp_(min=0).sum(1)
+        return cls(count, mean, own + (each * (means - mean[:, None]).square_()).sum(1))
+
+    @classmethod
     def of_values(cls, values: Tensor) -> Moments:
         """Of `(t, n, c)` values."""
         count = values.shape[1]

@@ -138,6 +138,10 @@ class Activations:
         assert kept is not None, f"frame {frame} was released or never written"
         return kept
 
+    def whole(self, frames: Sequence[int]) -> list[Tensor] | None:
+        """Some frames `(h, w, c)`, to read and to change, where they are in memory; else None."""
+        return [self._frame(frame) for frame in frames]
+
     def rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
         """Rows of one frame, to read, or to change and `put` back."""
         return Rows(self._frame(frame)[span.first : span.last], span.first, self.height)
@@ -334,6 +338,10 @@ class SpilledActivations(Activations):
         start = self._offsets[frame]
         assert start is not None, f"frame {frame} was released or never written"
         return start + pixel * self._pixel
+
+    def whole(self, frames: Sequence[int]) -> list[Tensor] | None:
+        """They are elsewhere."""
+        return None
 
     def rows(self, frame: int, span: Span, scratch: Scratch) -> Rows:
         """Rows of one frame, to read, or to change and `put` back."""

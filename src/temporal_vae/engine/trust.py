@@ -1,7 +1,7 @@
 """Whether the engine is right on this kind of machine.
 
 It is trusted with a task on a kind of device in a dtype after it has computed a small network there as the modules do,
-by the very kernels that the call at hand needs. That is tried once: a success is kept on disk, for this processor, these
+by the kernels that the call at hand needs. That is tried once: a success is kept on disk, for this processor, these
 versions and these kernels; after a failure the modules run, and the next process tries again.
 """
 
@@ -25,7 +25,8 @@ from temporal_vae.engine.threads import once
 
 NETWORK = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(32, 64), layers=2)
 """Every kind of pass: enlarging and halving, more channels and fewer, attention, blocks over space and time."""
-LATENTS = 5, 3  # not whole tiles
+LATENTS = 11, 10  # not whole tiles; the full pictures have enough pixels to be filtered, these have not
+LATENTS_OF_ONE = 27, 21
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.15, "float16": 0.03}
 """How far the engine may be from modules in float32 or wider, of the output's scale: many times what rounding makes."""
 
@@ -92,8 +93,9 @@ def _error(task: Task, part: nn.Module, frames: int, device: str, dtype: str) ->
     if device == "cpu" and dtype != "float64":
         import llvmlite  # noqa: F401  # where the compiler is missing, torch would do its work, slowly
     generator = torch.Generator().manual_seed(0)
-    height, width = (NETWORK.factor * length for length in LATENTS)
-    shape = (3, height, width) if task == "encode" else (4, *LATENTS)
+    latents = LATENTS_OF_ONE if frames == 1 else LATENTS
+    height, width = (NETWORK.factor * length for length in latents)
+    shape = (3, height, width) if task == "encode" else (4, *latents)
     kind = getattr(torch, dtype)
     wide = torch.promote_types(kind, torch.float32)
     x = torch.randn(frames, *shape, generator=generator, dtype=wide)
@@ -128,7 +130,7 @@ def describe(device: str) -> str:
     if machine is None:
         return f"{platform.machine()}, without kernels of its own"
     features = " ".join(name[1:] for name in machine.features.split(",") if name.startswith("+"))
-    return f"{machine.name}, {machine.lanes} floats in a register ({features})"
+    return f"{machine.name}, kernels for {machine.kernels} ({features})"
 
 
 def machine() -> dict[str, Any]:

@@ -15,9 +15,11 @@ from threading import Event, Lock
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from temporal_vae.engine.threads import use_one_torch_thread
 
+SECONDS = 0.25  # between two looks at how far a sweep is
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -98,6 +100,32 @@ class Workers:
             for stream in self._streams or ():
                 torch.cuda.current_stream(self._device).wait_stream(stream)
         hand_over()
+
+    def sweep(
+        self, work: Callable[[int], object], jobs: int, ticket: Tensor, progress: Callable[[float], object]
+    ) -> None:
+        """`work(worker)` in every worker, which takes jobs until `ticket` has counted all of them.
+
+        `progress` is told of shares of the work that are done, all of them one.
+        """
+        told = 0.0
+        loops = [] if self._pool is None else [
+            self._pool.submit(work, worker) for worker in range(min(self.count, jobs))
+        ]  # fmt: skip
+        try:
+            if not loops:
+                work(0)
+            while wait(loops, SECONDS).not_done:
+                done = max(0, min(int(ticket), jobs) - len(loops)) / jobs
+                progress(done - told)
+                told = done
+            while loops:
+                loops.pop().result()
+        finally:
+            ticket.fill_(jobs)  # an error or an interrupt of the caller ends the sweep
+            wait(loops)
+            loops.clear()
+        progress(1.0 - told)
 
     def _stream(self, worker: int) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._streams[worker]) if self._streams else nullcontext()

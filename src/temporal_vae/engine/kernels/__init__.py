@@ -34,23 +34,29 @@ W = TypeVar("W", bound=Weights)
 
 
 class Kernels(Protocol[W]):
-    """What a pass asks of a kernel. `add`: the target holds values already, which the result is added to."""
+    """What a pass asks of a kernel.
 
+    `add`: the target holds values already, which the result is added to. `pixels`: how many of all frames the weights
+    are for, so that kernels may pack them for few or for many.
+    """
+
+    sweeps: bool  # over whole frames in memory, by all workers: `NativeKernels.sweep_space` and `sweep_time`
     inputs_multiple: int  # channels are padded with zeros to multiples of these
     outputs_multiple: int
 
-    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, *, enlarge: bool = False) -> W:
+    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False) -> W:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
 
-    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch) -> W:
+    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> W:
         """Those of a 1x1 convolution."""
 
-    def strided_weights(self, conv: nn.Conv2d, room: Scratch) -> W:
+    def strided_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> W:
         """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
 
     def temporal_weights(
-        self, conv: nn.Conv3d, frames: int, room: Scratch, *, factor: Tensor | None = None
-    ) -> W:
+        self, conv: nn.Conv3d, frames: int, room: Scratch, pixels: int, *,
+        factor: Tensor | None = None,
+    ) -> W:  # fmt: skip
         """Those of a (3,1,1) convolution over `frames` frames, times a factor."""
 
     def spatial(

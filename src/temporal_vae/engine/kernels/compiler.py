@@ -1,6 +1,7 @@
 """Machine code of kernels: compiled once on a machine (a few tenths of a second each), then loaded from the cache.
 
-What comes out is a function that runs without the interpreter's lock, so that Python threads run it side by side.
+What comes out is a `Sweep`: every worker calls it once for a pass, without the interpreter's lock, and it takes jobs by
+an atomic counter until none is left.
 """
 
 from __future__ import annotations
@@ -14,34 +15,48 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from temporal_vae.engine import cache
-from temporal_vae.engine.kernels.simd import I64, Builder
+from temporal_vae.engine.kernels.simd import I64, Builder, Value
 from temporal_vae.engine.processor import Machine
 
-Kernel = Callable[..., None]
+Sweep = Callable[[int, int, int, int, int], None]
+"""`sweep(call, jobs, count, ticket, scratch)`, all of them addresses but `count`.
+
+`call` holds the fields that all jobs share, `jobs` those of each of `count` jobs, as 64-bit integers; `ticket` the number
+of the next job, which several threads count up; `scratch` belongs to the calling thread.
+"""
 Emit = Callable[..., None]
 
 
-def kernel(emit: Emit, arguments: Sequence[str], machine: Machine, *name: object) -> Kernel:
-    """The function that `emit(builder, machine, **arguments)` writes.
+def sweep(emit: Emit, call: Sequence[str], job: Sequence[str], machine: Machine, *name: object) -> Sweep:
+    """A kernel that does a job as `emit(builder, machine, scratch=, **fields)` writes it.
 
     Args:
-        emit: writes the body.
-        arguments: names of its 64-bit integer arguments; addresses among them.
+        emit: writes what is done for one job.
+        call: names of the fields that all jobs share.
+        job: names of the fields of a job.
         machine: what to compile for.
         name: tells this kernel from others, together with the sources.
     """
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+
+    def emit_all(b: Builder, machine: Machine, **given: Value) -> None:
+        shared = {field: b.word(b.add(given["call"], 8 * i)) for i, field in enumerate(call)}
+        with b.turns(given["ticket"], given["count"]) as index:
+            place = b.add(given["jobs"], b.mul(index, 8 * len(job)))
+            own = {field: b.word(b.add(place, 8 * i)) for i, field in enumerate(job)}
+            emit(b, machine, scratch=given["scratch"], **shared, **own)
+
     key = ("kernel", *name, machine, llvmlite.__version__, llvm.llvm_version_info)
     code = cache.read(*key)
     if code is None:
-        code = compiled(emit, arguments, machine)
+        code = compiled(emit_all, _SWEEP, machine)
         cache.keep(code, *key)
-    return loaded(code, len(arguments))
+    return loaded(code, len(_SWEEP))
 
 
 def compiled(emit: Emit, arguments: Sequence[str], machine: Machine) -> bytes:
-    """An object file."""
+    """An object file with the function that `emit(builder, machine, **arguments)` writes, of 64-bit integers."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     module = ir.Module()
     module.triple = llvm.get_default_triple()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(arguments)), _SYMBOL)
@@ -60,8 +75,10 @@ def compiled(emit: Emit, arguments: Sequence[str], machine: Machine) -> bytes:
     return bytes(target.emit_object(compiled))
 
 
-def loaded(code: bytes, arguments: int) -> Kernel:
+def loaded(code: bytes, arguments: int) -> Callable[..., None]:
     """The function of an object file."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(None))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -76,5 +93,6 @@ def _target(machine: Machine | None) -> Any:
     return llvm.Target.from_default_triple().create_target_machine(**features, opt=3, jit=True)
 
 
+_SWEEP = ("call", "jobs", "count", "ticket", "scratch")
 _SYMBOL = "kernel"
 _ALIVE: list[Any] = []  # code lives as long as the engine that holds it

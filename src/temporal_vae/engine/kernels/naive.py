@@ -29,6 +29,7 @@ class PlainWeights:
 class NaiveKernels:
     """Kernels of torch operations."""
 
+    sweeps = False
     inputs_multiple = 1
     outputs_multiple = 1
 
@@ -39,7 +40,7 @@ class NaiveKernels:
 
             self._fused = triton_kernels if triton_kernels.available() else None
 
-    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, *, enlarge: bool = False) -> PlainWeights:
+    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False) -> PlainWeights:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement.
 
         Behind an enlargement, the taps that meet the same small pixel are added up: four 2x2 convolutions, one per
@@ -53,18 +54,19 @@ class NaiveKernels:
         phases = [_folded(row, 3, phase).to(weight.dtype) for row in rows for phase in range(2)]
         return _plain(phases, conv)
 
-    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch) -> PlainWeights:
+    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PlainWeights:
         """Those of a 1x1 convolution."""
         return _plain([conv.weight], conv)
 
-    def strided_weights(self, conv: nn.Conv2d, room: Scratch) -> PlainWeights:
+    def strided_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PlainWeights:
         """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
         weight = conv.weight.flatten(2).transpose(1, 2).flatten(1)
         return _plain([weight[..., None, None]], conv)
 
     def temporal_weights(
-        self, conv: nn.Conv3d, frames: int, room: Scratch, *, factor: Tensor | None = None
-    ) -> PlainWeights:
+        self, conv: nn.Conv3d, frames: int, room: Scratch, pixels: int, *,
+        factor: Tensor | None = None,
+    ) -> PlainWeights:  # fmt: skip
         """Those of a (3,1,1) convolution over `frames` frames, times a factor."""
         assert conv.bias is not None
         weight, bias = conv.weight[..., 0], conv.bias

@@ -1,8 +1,14 @@
-"""Kernels in machine code: what `native_code` emits, called on tensors."""
+"""Kernels in machine code: what `native_code` emits, called on tensors.
+
+A kernel works on one tile that a pass holds at hand (`spatial`, `pointwise`, `temporal`), or sweeps over whole frames in
+memory with all workers (`sweep_space`, `sweep_time`): a single call of each worker, without the interpreter.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,69 +16,112 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import BLOCK, TILE, scratch_bytes
-from temporal_vae.engine.kernels import native_code, simd
-from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
-from temporal_vae.engine.kernels.winograd import F11, F43, Winograd
+from temporal_vae.engine.geometry import (
+    BLOCK,
+    POINTS,
+    TILE,
+    Span,
+    direct_block,
+    direct_bytes,
+    direct_tile,
+    parts_of_a_clip,
+    parts_of_a_frame,
+    scratch_bytes,
+    shares,
+)
+from temporal_vae.engine.kernels import native_code
+from temporal_vae.engine.kernels.compiler import Sweep
+from temporal_vae.engine.kernels.packing import Packing, side_by_side
+from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
 
+Progress = Callable[[float], object]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """Transformed weights in float32, or as integers to be multiplied by a factor; and the bias in float32."""
+    """Weights as a kernel reads them, and the bias in float32."""
 
-    values: Tensor  # (points, k / panel, c, panel), or int16 (points, k / panel, c / 2, panel, 2)
-    factors: Tensor | None  # of integers, (points, k)
+    values: Tensor
+    factors: Tensor | None  # of filtered weights in integers, (points, k)
     bias: Tensor
     inputs: int
     outputs: int
-    winograd: Winograd
+    taps: int  # 9 in space, 3 over time, or 1
+    direct: bool  # not filtered
     enlarge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A kernel with what its jobs share."""
+
+    code: Sweep
+    fields: list[int]
+    room: int  # bytes of scratch
 
 
 class NativeKernels:
     """Kernels for float32, bfloat16 and float16 on this processor."""
 
+    sweeps = True
+
     def __init__(self, dtype: torch.dtype, workers: Workers) -> None:
         machine = processor.host()
         assert machine is not None
-        self.inputs_multiple = machine.lanes
-        self.outputs_multiple = machine.lanes * machine.columns
+        self._packing = Packing(machine, dtype)
+        self.inputs_multiple = self._packing.inputs_multiple
+        self.outputs_multiple = self._packing.outputs_multiple
         self._workers = workers
         self._dtype = dtype
-        self._name: simd.Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
-        self._fixed = processor.arithmetic("cpu", self._name) == "int16"
+        self._name: Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+        self._pairs = processor.multiplies_pairs(self._name)
+        self._arithmetic = processor.arithmetic("cpu", self._name)
+        self._fixed = self._arithmetic == "int16"
 
-    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, *, enlarge: bool = False) -> PackedWeights:
+    # Weights
+
+    def spatial_weights(
+        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False
+    ) -> PackedWeights:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
-        return self._pack(conv.weight.flatten(2), bias_of(conv), F43, 2, room, enlarge=enlarge)
+        return self._pack(conv.weight.flatten(2), bias_of(conv), room, pixels, enlarge=enlarge)
 
-    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch) -> PackedWeights:
+    def pointwise_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PackedWeights:
         """Those of a 1x1 convolution."""
-        return self._pack(conv.weight.flatten(2), bias_of(conv), F11, 1, room)
+        return self._pack(conv.weight.flatten(2), bias_of(conv), room, pixels)
 
-    def strided_weights(self, conv: nn.Conv2d, room: Scratch) -> PackedWeights:
+    def strided_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PackedWeights:
         """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
-        return self._pack(side_by_side(conv.weight)[..., None], bias_of(conv), F11, 1, room)
+        if self._filters(pixels, 1):
+            return self._pack(side_by_side(conv.weight)[..., None], bias_of(conv), room, pixels)
+        weights = self._pack(conv.weight.flatten(2), bias_of(conv), room, 0)
+        shape = self._packing.form(9 * weights.inputs, weights.outputs, 1, direct=True)[1]
+        return replace(weights, inputs=9 * weights.inputs, taps=1, values=weights.values.view(shape))
 
     def temporal_weights(
-        self, conv: nn.Conv3d, frames: int, room: Scratch, *, factor: Tensor | None = None
+        self,
+        conv: nn.Conv3d,
+        frames: int,
+        room: Scratch,
+        pixels: int,
+        *,
+        factor: Tensor | None = None,
     ) -> PackedWeights:
         """Those of a (3,1,1) convolution over `frames` frames, times a factor."""
         weight = conv.weight.flatten(2)
         if frames == 1:  # only the middle tap meets a frame
-            return self._pack(weight[:, :, 1:2], bias_of(conv), F11, 1, room, factor=factor)
-        return self._pack(weight, bias_of(conv), F43, 1, room, factor=factor)
+            weight = weight[:, :, 1:2]
+        return self._pack(weight, bias_of(conv), room, pixels, factor=factor)
 
     def _pack(
         self,
         weight: Tensor,
         bias: Tensor,
-        winograd: Winograd,
-        axes: int,
         room: Scratch,
+        pixels: int,
         *,
         factor: Tensor | None = None,
         enlarge: bool = False,
@@ -83,38 +132,27 @@ class NativeKernels:
             weight = F.pad(weight, (0, 0, 0, padding[0], 0, padding[1]))
             bias = F.pad(bias, (0, padding[1]))
             outputs, inputs, _ = weight.shape
-        matrix = torch.tensor([[float(x) for x in row] for row in winograd.filter], dtype=torch.float64)
-        if axes == 2:
-            matrix = torch.kron(matrix, matrix)
         bias = bias.float()
         if factor is not None:
-            matrix, bias = matrix * factor, bias * factor
-        panel, points = self.outputs_multiple, matrix.float()
-        shape = (len(points), outputs // panel, inputs, panel)
-        values = room.take(shape, torch.int16 if self._fixed else torch.float32)
-        factors = room.take((len(points), outputs), torch.float32) if self._fixed else None
-
-        def pack(index: int, worker: int) -> None:
-            columns = slice(index * panel, (index + 1) * panel)
-            part = weight[columns].float()  # (panel, c, taps)
-            transformed = (points @ part.permute(2, 1, 0).reshape(taps, -1)).view(-1, inputs, panel)
-            if factors is None:
-                values[:, index] = transformed
-                return
-            factors[:, columns] = _to_integers(transformed)
-            pairs = transformed.unflatten(1, (-1, 2)).transpose(2, 3)
-            values[:, index].view(pairs.shape).copy_(pairs)
-
-        self._workers.run(pack, range(outputs // panel))
+            bias = bias * factor
+        direct = not self._filters(pixels, taps)
+        pack = self._packing.direct if direct else self._packing.filtered
+        values, factors = pack(weight, factor, room, self._workers)
         return PackedWeights(
             values=values,
             factors=factors,
             bias=bias.contiguous(),
             inputs=inputs,
             outputs=outputs,
-            winograd=winograd,
+            taps=taps,
+            direct=direct,
             enlarge=enlarge,
         )
+
+    def _filters(self, pixels: int, taps: int) -> bool:
+        return processor.filters(self._arithmetic, pixels, taps, pairs=self._pairs)
+
+    # One tile
 
     def spatial(
         self,
@@ -128,68 +166,26 @@ class NativeKernels:
     ) -> Moments:
         """3x3 convolution of rows; `source` reaches one row further, but for the border of the picture."""
         rows, width, outputs = *target.data.shape[:2], weights.outputs
-        sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
-        across = -(-width // TILE)
-        itemsize, enlarge = self._dtype.itemsize, int(weights.enlarge)
-        small = width >> enlarge
-        source_row, target_row = small * weights.inputs * itemsize, width * outputs * itemsize
+        enlarge = int(weights.enlarge)
         _check_rows(source, target, enlarge)
+        call = self._over_space(weights, affine is not None, target.height, width)
+        source_row, target_row = call.fields[:2]
         output = address("target", target.data, self._dtype, rows, width, outputs) - target.first * target_row
-        first = address("source", source.data, self._dtype, len(source.data), small, weights.inputs)
-        native_code.spatial(self._name, affine is not None)(
-            first - source.first * source_row,
-            source_row,
-            output,
-            target_row,
-            output if add else 0,
-            target_row,
-            *self._pending(weights, affine),
-            *self._weights(weights, F43.points**2),
-            sums.data_ptr(),
-            self._room(weights, F43.points**2, scratch).data_ptr(),
-            weights.inputs,
-            outputs,
-            target.height,
-            width,
-            enlarge,
-            target.first // TILE * across,
-            -(-(target.first + rows) // TILE) * across,
-            BLOCK,
-        )
+        read = (len(source.data), width >> enlarge, weights.inputs)
+        begin = address("source", source.data, self._dtype, *read) - source.first * source_row
+        sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
+        part = Span(target.first, target.first + rows)
+        if not weights.direct:
+            part = _tiles(part, width)
+        place = (begin, output, output if add else 0, *self._pending(weights, affine), sums.data_ptr())
+        self._alone(call, (*place, part.first, part.last, 0, outputs), scratch)
         return Moments.of_sums(rows * width, sums)
-
-    def _pending(self, weights: PackedWeights, affine: Affine | None) -> tuple[int, int]:
-        """Addresses of scale and shift."""
-        if affine is None:
-            return 0, 0
-        scale = address("scale", affine.scale, torch.float32, weights.inputs)
-        return scale, address("shift", affine.shift, torch.float32, weights.inputs)
-
-    def _weights(self, weights: PackedWeights, points: int) -> tuple[int, int, int]:
-        """Addresses of weights, factors and bias."""
-        inputs, outputs, panel = weights.inputs, weights.outputs, self.outputs_multiple
-        if inputs % self.inputs_multiple or outputs % panel:
-            raise RuntimeError(
-                f"a kernel reads weights of whole vectors of channels: multiples of {self.inputs_multiple} to "
-                f"multiples of {panel}; they are of {inputs} to {outputs}"
-            )
-        kind = torch.int16 if self._fixed else torch.float32
-        values = address("weights", weights.values, kind, points, outputs // panel, inputs, panel)
-        factors = 0
-        if self._fixed:
-            factors = address("factors", weights.factors, torch.float32, points, outputs)
-        return values, factors, address("bias", weights.bias, torch.float32, outputs)
-
-    def _room(self, weights: PackedWeights, points: int, scratch: Scratch) -> Tensor:
-        """Scratch of a kernel."""
-        nbytes = scratch_bytes(weights.inputs, weights.outputs, points, fixed=self._fixed)
-        return scratch.take((nbytes,), torch.uint8)
 
     def pointwise(self, source: Rows, target: Rows, weights: PackedWeights, scratch: Scratch) -> Moments:
         """1x1 convolution of the rows of `target`."""
         start = target.first - source.first
         pixels = source.data[start : start + len(target.data)].flatten(0, 1)
-        return self._over_time([pixels], [target.data.flatten(0, 1)], weights, None, scratch, add=False)
+        return self._tile_over_time([pixels], [target.data.flatten(0, 1)], weights, None, scratch, add=False)
 
     def temporal(
         self,
@@ -202,9 +198,9 @@ class NativeKernels:
         add: bool = False,
     ) -> Moments:
         """(3,1,1) convolution of the same pixels of all frames, `(pixels, c)` each."""
-        return self._over_time(sources, targets, weights, affine.of(0), scratch, add=add)
+        return self._tile_over_time(sources, targets, weights, affine.of(0), scratch, add=add)
 
-    def _over_time(
+    def _tile_over_time(
         self,
         sources: list[Tensor],
         targets: list[Tensor],
@@ -214,44 +210,173 @@ class NativeKernels:
         *,
         add: bool,
     ) -> Moments:
-        frames, pixels = len(targets), len(targets[0])
-        if len(sources) != frames:
-            raise RuntimeError(f"a kernel was given {len(sources)} frames to read and {frames} to write")
-        sums = torch.zeros((frames, 2, weights.outputs), dtype=torch.float64)
-        inputs = _table("source", sources, self._dtype, pixels, weights.inputs)
-        outputs = _table("target", targets, self._dtype, pixels, weights.outputs)
-        rest = frames % weights.winograd.outputs
-        native_code.temporal(self._name, affine is not None, weights.winograd is F11, rest)(
-            inputs.ctypes.data,
-            outputs.ctypes.data,
-            outputs.ctypes.data if add else 0,
-            *self._pending(weights, affine),
-            *self._weights(weights, weights.winograd.points),
-            sums.data_ptr(),
-            self._room(weights, weights.winograd.points, scratch).data_ptr(),
-            weights.inputs,
-            weights.outputs,
-            frames,
-            0,
-            pixels,
-            BLOCK,
-        )
+        pixels = len(targets[0])
+        call, _tables = self._over_time(sources, targets, weights, affine, add=add)
+        sums = torch.zeros((len(targets), 2, weights.outputs), dtype=torch.float64)
+        self._alone(call, (sums.data_ptr(), 0, pixels, 0, weights.outputs), scratch)
         return Moments.of_sums(pixels, sums)
 
+    def _alone(self, call: _Call, job: tuple[int, ...], scratch: Scratch) -> None:
+        room = scratch.take((call.room,), torch.uint8)
+        fields, jobs, ticket = (torch.tensor(values) for values in (call.fields, job, (0,)))
+        call.code(fields.data_ptr(), jobs.data_ptr(), 1, ticket.data_ptr(), room.data_ptr())
 
-def _to_integers(weights: Tensor) -> Tensor:
-    """Round weights `(points, c, k)` in place to integers whose products do not overflow; the factors `(points, k)`."""
-    magnitudes = weights.abs()
-    sums = torch.stack([chunk.sum(1) for chunk in magnitudes.split(CHUNK, 1)]).amax(0)
-    factors = torch.maximum(sums / LARGEST_COLUMN, magnitudes.amax(1) / (2**15 - 1))
-    factors.clamp_(min=torch.finfo(torch.float32).tiny)
-    weights.div_(factors[:, None]).round_()
-    return factors
+    # Whole frames
+
+    def sweep_space(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        weights: PackedWeights,
+        affine: Affine | None,
+        scratch: Sequence[Scratch],
+        progress: Progress,
+        *,
+        add: bool = False,
+    ) -> Moments:
+        """3x3 convolution of frames `(h, w, c)`, each by itself; moments `(t, c)`.
+
+        Args:
+            sources: what is read.
+            targets: what is written.
+            weights: of the convolution.
+            affine: of the norm, a row for each frame, or None.
+            scratch: one for each worker.
+            progress: told of shares of the work that are done.
+            add: add the result to what the targets hold.
+        """
+        height, width, _ = targets[0].shape
+        outputs, enlarge = weights.outputs, int(weights.enlarge)
+        call = self._over_space(weights, affine is not None, height, width)
+        workers, direct = self._workers.count, weights.direct
+        parts = parts_of_a_frame(height, width, weights.inputs, workers, direct=direct, pairs=self._pairs)
+        counts = [len(part) * width if direct else _pixels(part, height, width) for part in parts]
+        sums = torch.zeros((len(targets), len(parts), 2, outputs), dtype=torch.float64)
+        shape = (height, width, outputs)
+        read = (height >> enlarge, width >> enlarge, weights.inputs)
+        jobs = []
+        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            begin = address("source", source, self._dtype, *read)
+            output = address("target", target, self._dtype, *shape)
+            pending = self._pending(weights, None if affine is None else affine.of(index))
+            for position, part in enumerate(parts):
+                place = (begin, output, output if add else 0, *pending, sums[index, position].data_ptr())
+                jobs.append((*place, part.first, part.last))
+        self._together(call, self._split(jobs, outputs), scratch, progress)
+        return Moments.of_jobs(torch.tensor(counts), sums)
+
+    def sweep_time(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        weights: PackedWeights,
+        affine: Affine | None,
+        scratch: Sequence[Scratch],
+        progress: Progress,
+        *,
+        add: bool = False,
+    ) -> Moments:
+        """(3,1,1) convolution of a clip, or a 1x1 convolution; as `sweep_space`, of frames `(pixels, c)`."""
+        pixels, outputs = len(targets[0]), weights.outputs
+        pending = None if affine is None else affine.of(0)
+        call, _tables = self._over_time(sources, targets, weights, pending, add=add)
+        parts = parts_of_a_clip(pixels, len(targets), outputs, self._workers.count, call.fields[-1])
+        sums = torch.zeros((len(parts), len(targets), 2, outputs), dtype=torch.float64)
+        jobs = [(sums[i].data_ptr(), part.first, part.last) for i, part in enumerate(parts)]
+        self._together(call, self._split(jobs, outputs), scratch, progress)
+        return Moments.of_jobs(torch.tensor([len(part) for part in parts]), sums.transpose(0, 1))
+
+    def _split(self, jobs: Sequence[tuple[int, ...]], outputs: int) -> list[tuple[int, ...]]:
+        """Give each job a range of outputs; where there are few jobs, several share one."""
+        panel = self.outputs_multiple
+        ranges = shares(outputs, panel, max(1, 2 * self._workers.count // len(jobs)))
+        return [(*job, part.first, part.last) for job in jobs for part in ranges]
+
+    def _together(
+        self, call: _Call, jobs: list[tuple[int, ...]], scratch: Sequence[Scratch], progress: Progress
+    ) -> None:
+        rooms = [one.reset().take((call.room,), torch.uint8).data_ptr() for one in scratch]
+        fields, records, ticket = (torch.tensor(values) for values in (call.fields, jobs, (0,)))
+        addresses = fields.data_ptr(), records.data_ptr(), len(jobs), ticket.data_ptr()
+        self._workers.sweep(lambda worker: call.code(*addresses, rooms[worker]), len(jobs), ticket, progress)
+
+    # What kernels are called with
+
+    def _over_space(self, weights: PackedWeights, activate: bool, height: int, width: int) -> _Call:
+        inputs, outputs, itemsize = weights.inputs, weights.outputs, self._dtype.itemsize
+        enlarge = int(weights.enlarge)
+        tall, wide = direct_tile(inputs, pairs=self._pairs)
+        rows = (width >> enlarge) * inputs * itemsize, width * outputs * itemsize
+        fields = [*rows, *self._weights(weights, 9), inputs, outputs, height, width, enlarge, tall, wide]
+        return _Call(native_code.spatial(self._name, activate, weights.direct), fields, self._room(weights))
+
+    def _over_time(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        weights: PackedWeights,
+        affine: Affine | None,
+        *,
+        add: bool,
+    ) -> tuple[_Call, tuple[object, object]]:
+        """The call, and what must live as long."""
+        frames, pixels, taps = len(targets), len(targets[0]), weights.taps
+        if len(sources) != frames:
+            raise RuntimeError(f"a kernel was given {len(sources)} frames to read and {frames} to write")
+        read = _table("source", sources, self._dtype, pixels, weights.inputs)
+        written = _table("target", targets, self._dtype, pixels, weights.outputs)
+        places = read.ctypes.data, written.ctypes.data, written.ctypes.data if add else 0
+        rest = None if weights.direct else frames % (4 if taps == 3 else 1)
+        block = direct_block(weights.inputs, taps, pairs=self._pairs) if weights.direct else BLOCK
+        fields = [
+            *places, *self._pending(weights, affine), *self._weights(weights, taps), weights.inputs,
+            weights.outputs, frames, block,
+        ]  # fmt: skip
+        code = native_code.temporal(self._name, affine is not None, taps, rest)
+        return _Call(code, fields, self._room(weights)), (read, written)
+
+    def _pending(self, weights: PackedWeights, affine: Affine | None) -> tuple[int, int]:
+        """Addresses of scale and shift."""
+        if affine is None:
+            return 0, 0
+        scale = address("scale", affine.scale, torch.float32, weights.inputs)
+        return scale, address("shift", affine.shift, torch.float32, weights.inputs)
+
+    def _weights(self, weights: PackedWeights, taps: int) -> tuple[int, int, int]:
+        """Addresses of weights, factors and bias."""
+        inputs, outputs, panel = weights.inputs, weights.outputs, self.outputs_multiple
+        if inputs % self.inputs_multiple or outputs % panel:
+            raise RuntimeError(
+                f"a kernel reads weights of whole vectors of channels: multiples of {self.inputs_multiple} to "
+                f"multiples of {panel}; they are of {inputs} to {outputs}"
+            )
+        kind, shape = self._packing.form(inputs, outputs, taps, direct=weights.direct)
+        values = address("weights", weights.values, kind, *shape)
+        factors = 0
+        if self._fixed and not weights.direct:
+            factors = address("factors", weights.factors, torch.float32, shape[0], outputs)
+        return values, factors, address("bias", weights.bias, torch.float32, outputs)
+
+    def _room(self, weights: PackedWeights) -> int:
+        """Bytes of scratch of a kernel."""
+        if weights.direct:
+            return direct_bytes(weights.inputs, weights.taps, pairs=self._pairs)
+        return scratch_bytes(weights.inputs, weights.outputs, POINTS[weights.taps], fixed=self._fixed)
 
 
-def side_by_side(weight: Tensor) -> Tensor:
-    """The taps of a convolution `(k, c, rows, columns)` as one row of weights each, `(k, taps * c)`."""
-    return weight.flatten(2).transpose(1, 2).flatten(1)
+def _tiles(rows: Span, width: int) -> Span:
+    """The tiles of filtering that lie in some rows."""
+    across = -(-width // TILE)
+    return Span(rows.first // TILE * across, -(-rows.last // TILE) * across)
+
+
+@lru_cache(maxsize=4096)
+def _pixels(tiles: Span, height: int, width: int) -> int:
+    """Those of a range of tiles, which may reach over the right and the lower border of a picture."""
+    across = -(-width // TILE)
+    numbers = np.arange(tiles.first, tiles.last)
+    tall = np.minimum(TILE, height - numbers // across * TILE)
+    return int((tall * np.minimum(TILE, width - numbers % across * TILE)).sum())
 
 
 def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
@@ -294,7 +419,7 @@ def _check_rows(source: Rows, target: Rows, enlarge: int) -> None:
 
 
 def _table(
-    operand: str, tensors: list[Tensor], dtype: torch.dtype, *shape: int
+    operand: str, tensors: Sequence[Tensor], dtype: torch.dtype, *shape: int
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The addresses of the frames of a clip."""
     return np.array([address(operand, tensor, dtype, *shape) for tensor in tensors], dtype=np.int64)

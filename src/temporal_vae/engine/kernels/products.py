@@ -12,11 +12,10 @@ does; `bfloat16` factors, at the same rate, would round it ten times more, becau
 
 from __future__ import annotations
 
-from temporal_vae.engine.geometry import PAD
+from temporal_vae.engine.geometry import LINE, PAD
 from temporal_vae.engine.kernels.simd import Builder, Value
 from temporal_vae.engine.processor import Machine
 
-LINE = 64  # bytes of a cache line
 CHUNK = 64  # inputs whose products are summed in integers; then the sums go on in float32
 LARGEST = 2**14 - 1  # of the inputs as integers
 LARGEST_COLUMN = (2**31 - 1) // (
@@ -66,7 +65,7 @@ class FloatProduct:
         b, high = self.b, self.machine.rows
         panel = self.machine.columns * b.lanes
         inputs, outputs = self.arg["inputs"], self.arg["outputs"]
-        with b.loop(0, points) as p, b.loop(0, outputs, panel) as k:
+        with b.loop(0, points) as p, b.loop(self.arg["k_first"], self.arg["k_last"], panel) as k:
             part = b.add(b.mul(p, inputs, outputs), b.mul(k, inputs))
             weights = b.add(self.arg["weights"], b.mul(part, self.width))
             with b.loop(0, rows, high) as row:

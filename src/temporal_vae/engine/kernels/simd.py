@@ -16,6 +16,18 @@ from llvmlite import ir
 Scalar = Literal["float32", "bfloat16", "float16"]
 Value = Any  # an `ir.Value`; llvmlite ships no types
 
+class _BFloat16(ir.types._BaseFloatType):  # type: ignore[misc]  # llvmlite has no types, and not this one
+    """LLVM's `bfloat`, to be loaded and handed to instructions only."""
+
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+_BFloat16._create_instance()
+BF16 = _BFloat16()
 I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 POINTER = I64  # addresses travel as integers
@@ -88,6 +100,19 @@ class Builder:
         self.ir.branch(head)
         self.ir.position_at_end(done)
 
+    @contextmanager
+    def turns(self, ticket: Value, count: Value) -> Iterator[Value]:
+        """`while (i := next(ticket)) < count`, for a counter in memory that other threads count up too."""
+        head, body, done = (self.function.append_basic_block(name) for name in ("turn", "job", "end"))
+        self.ir.branch(head)
+        self.ir.position_at_end(head)
+        index = self.ir.atomic_rmw("add", self._at(ticket, I64), self.integer(1), "monotonic")
+        self.ir.cbranch(self.less(index, count), body, done)
+        self.ir.position_at_end(body)
+        yield index
+        self.ir.branch(head)
+        self.ir.position_at_end(done)
+
     def variable(self, value: Value) -> Value:
         """A value that loops may change; `get` and `set` it. It lives in a register where one is free."""
         with self.ir.goto_entry_block():
@@ -102,6 +127,10 @@ class Builder:
     def set(self, place: Value, value: Value) -> None:
         """Change a `variable`."""
         self.ir.store(value, place)
+
+    def word(self, address: Value) -> Value:
+        """A 64-bit integer in memory."""
+        return self.ir.load(self._at(address, I64), align=8)
 
     # Vectors
 
@@ -127,6 +156,24 @@ class Builder:
             )
         bits = self.ir.load(self._at(address, ir.VectorType(I16, self.lanes)), align=2)
         wide = self.ir.zext(bits, ir.VectorType(I32, self.lanes))
+        return self.ir.bitcast(self.ir.shl(wide, self.integers(16)), self.vector)
+
+    def gather(self, address: Value, stride: Value, dtype: Scalar = "float32") -> Value:
+        """A vector of values `stride` bytes apart, widened to float32."""
+        kind = {"float32": F32, "bfloat16": I16, "float16": F16}[dtype]
+        result = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)
+        for lane in range(self.lanes):
+            one = self.ir.load(self._at(self.add(address, self.mul(stride, lane)), kind), align=2)
+            result = self.ir.insert_element(result, one, ir.Constant(I32, lane))
+        if dtype == "float32":
+            return result
+        if dtype == "float16":
+            return self.ir.fpext(result, self.vector)
+        return self._widened(result)
+
+    def _widened(self, short: Value) -> Value:
+        """The bits of bfloat16 as float32."""
+        wide = self.ir.zext(short, self._integer_vector)
         return self.ir.bitcast(self.ir.shl(wide, self.integers(16)), self.vector)
 
     def store(self, value: Value, address: Value, dtype: Scalar = "float32") -> None:
@@ -182,35 +229,58 @@ class Builder:
                 total = self.fma(value, self.splat(factor), total)
         return self.zero if total is None else total
 
-    def silu(self, x: Value) -> Value:
-        """`x / (1 + exp(-x))`, within two units in the last place of float32."""
+    def silu(self, x: Value, *, rough: bool = False) -> Value:
+        """`x / (1 + exp(-x))`, within two units in the last place of float32; `rough` to 1e-4, for bfloat16."""
         z = self.ir.fmul(x, self.splat(-LOG2_E))
         z = self._call("llvm.minnum", z, self.splat(126.0))
         z = self._call("llvm.maxnum", z, self.splat(-126.0))
         whole = self._call("llvm.rint", z)
         part = self.ir.fsub(z, whole)
-        power = self.splat(_EXP2[-1])
-        for coefficient in reversed(_EXP2[:-1]):
+        terms = _EXP2[:5] if rough else _EXP2
+        power = self.splat(terms[-1])
+        for coefficient in reversed(terms[:-1]):
             power = self.fma(power, part, self.splat(coefficient))
         exponent = self.ir.fptosi(whole, ir.VectorType(I32, self.lanes))
         scale = self.ir.bitcast(
             self.ir.shl(self.ir.add(exponent, self.integers(127)), self.integers(23)), self.vector
         )
-        return self.ir.fdiv(x, self.fma(power, scale, self.splat(1.0)))
+        below = self.fma(power, scale, self.splat(1.0))
+        if self.lanes != _WIDEST:
+            return self.ir.fdiv(x, below)
+        # A division takes longer than all that comes before it; an estimate to 14 bits and two steps do not.
+        inverse = self._estimated_inverse(below)
+        if rough:
+            return self.ir.fmul(x, inverse)
+        below = self.ir.fneg(below)
+        inverse = self.fma(inverse, self.fma(below, inverse, self.splat(1.0)), inverse)
+        found = self.ir.fmul(x, inverse)
+        better = self.fma(self.fma(below, found, x), inverse, found)
+        finite = self.ir.fcmp_ordered("ord", better, better)
+        return self.ir.select(finite, better, found)
+
+    def _estimated_inverse(self, value: Value) -> Value:
+        mask = ir.IntType(16)
+        kind = ir.FunctionType(self.vector, [self.vector, self.vector, mask])
+        estimate = self._declared("llvm.x86.avx512.rcp14.ps.512", kind)
+        return self.ir.call(estimate, [value, self.zero, ir.Constant(mask, -1)])
 
     def accumulate(self, value: Value, place: Value, stride: Value) -> None:
         """Add a vector to float64 sums at `place`, and its square to those `stride` bytes further."""
+        sums = Sums(self, wide=True)
+        sums.add(value)
+        sums.store(place, stride)
+
+    def halves(self, value: Value) -> list[Value]:
+        """The halves of a vector in float64."""
         half = self.lanes // 2
-        kind = ir.VectorType(F64, half)
-        for part in range(2):
-            lanes = ir.Constant(ir.VectorType(I32, half), list(range(part * half, (part + 1) * half)))
-            wide = self.ir.fpext(
-                self.ir.shuffle_vector(value, ir.Constant(self.vector, ir.Undefined), lanes), kind
-            )
-            total = self._at(self.add(place, part * half * 8), kind)
-            squares = self._at(self.add(place, stride, part * half * 8), kind)
-            self.ir.store(self.ir.fadd(self.ir.load(total, align=8), wide), total, align=8)
-            self.ir.store(self.fma(wide, wide, self.ir.load(squares, align=8)), squares, align=8)
+        undefined, kind = ir.Constant(self.vector, ir.Undefined), ir.VectorType(F64, half)
+        order = [ir.Constant(ir.VectorType(I32, half), list(range(i * half, (i + 1) * half))) for i in range(2)]
+        return [self.ir.fpext(self.ir.shuffle_vector(value, undefined, part), kind) for part in order]
+
+    def add_in_place(self, value: Value, address: Value) -> None:
+        """Add float64 to those in memory."""
+        target = self._at(address, value.type)
+        self.ir.store(self.ir.fadd(self.ir.load(target, align=8), value), target, align=8)
 
     # Vectors of 32-bit integers
 
@@ -249,10 +319,7 @@ class Builder:
     def largest_of_bits(self, bits: Value, least: float) -> Value:
         """The one float32 of largest magnitude whose bits are in any lane; NaN if it is there, at least `least`."""
         name = f"llvm.vector.reduce.smax.v{self.lanes}i32"
-        module = self.function.module
-        reduce = module.globals.get(name) or ir.Function(
-            module, ir.FunctionType(I32, [self._integer_vector]), name
-        )
+        reduce = self._declared(name, ir.FunctionType(I32, [self._integer_vector]))
         most = self.ir.call(reduce, [bits])
         floor = self.ir.bitcast(ir.Constant(F32, least), I32)
         most = self.ir.select(self.ir.icmp_signed(">", most, floor), most, floor)
@@ -280,14 +347,117 @@ class Builder:
             self._intrinsic(f"llvm.x86.avx512.vpdpwssd.{32 * self.lanes}", kind, 3), [total, a, b]
         )
 
+    # Products of pairs of bfloat16
+
+    def store_bfloat(self, value: Value, address: Value) -> None:
+        """Write a vector as bfloat16, rounded to nearest."""
+        short = ir.VectorType(BF16, self.lanes)
+        name = f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * self.lanes}"
+        rounded = self.ir.call(self._declared(name, ir.FunctionType(short, [self.vector])), [value])
+        self.ir.store(rounded, self._at(address, short), align=2)
+
+    def load_pairs(self, address: Value) -> Value:
+        """A vector of as many pairs as it has lanes."""
+        return self.ir.load(self._at(address, self._pairs), align=2)
+
+    def broadcast_pair(self, address: Value) -> Value:
+        """One pair in every lane."""
+        return self.ir.bitcast(self.broadcast_integer(address), self._pairs)
+
+    def dot_pairs(self, total: Value, a: Value, b: Value) -> Value:
+        """`total + a0 * b0 + a1 * b1` in float32, lane by lane, of pairs of bfloat16."""
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}"
+        kind = ir.FunctionType(self.vector, [self.vector, self._pairs, self._pairs])
+        return self.ir.call(self._declared(name, kind), [total, a, b])
+
+    @property
+    def _pairs(self) -> ir.VectorType:
+        return ir.VectorType(BF16, 2 * self.lanes)
+
+    def store_pairs(self, first: Value, second: Value, address: Value) -> None:
+        """Write two vectors as pairs of bfloat16, rounded to nearest."""
+        short = ir.VectorType(BF16, 2 * self.lanes)
+        name = f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * self.lanes}"
+        kind = ir.FunctionType(short, [self.vector, self.vector])
+        both = self.ir.call(self._declared(name, kind), [second, first])
+        order = [index for lane in range(self.lanes) for index in (lane, lane + self.lanes)]
+        mask = ir.Constant(ir.VectorType(I32, 2 * self.lanes), order)
+        pairs = self.ir.shuffle_vector(both, ir.Constant(short, ir.Undefined), mask)
+        self.ir.store(pairs, self._at(address, short), align=2)
+
+    # Tiles of AMX: 16 rows of 64 bytes, eight of them
+
+    def configure_tiles(self) -> None:
+        """Make all eight tiles as large as they get; `release_tiles` when done."""
+        kind = ir.ArrayType(ir.IntType(8), 64)
+        with self.ir.goto_entry_block():
+            place = self.ir.alloca(kind)
+        sizes = [1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8]  # palette, bytes of rows, rows
+        self.ir.store(ir.Constant(kind, bytearray(sizes)), place, align=1)
+        self._tile("ldtilecfg", self.ir.bitcast(place, ir.IntType(8).as_pointer()))
+
+    def release_tiles(self) -> None:
+        """Leave the tiles as they were found."""
+        self._tile("tilerelease")
+
+    def zero_tile(self, tile: int) -> None:
+        """All zeros."""
+        self._tile("tilezero", tile)
+
+    def load_tile(self, tile: int, address: Value, stride: int | Value) -> None:
+        """Rows of 64 bytes, `stride` bytes apart."""
+        self._tile("tileloadd64", tile, self._at(address, ir.IntType(8)), self.integer(stride))
+
+    def store_tile(self, tile: int, address: Value, stride: int | Value) -> None:
+        """Rows of 64 bytes, `stride` bytes apart."""
+        self._tile("tilestored64", tile, self._at(address, ir.IntType(8)), self.integer(stride))
+
+    def dot_tiles(self, total: int, a: int, b: int) -> None:
+        """`total += a @ b` in float32: `a` 16 rows of 32 bfloat16, `b` 16 rows of 16 pairs of them."""
+        self._tile("tdpbf16ps", total, a, b)
+
+    def _tile(self, name: str, *given: int | Value) -> None:
+        args = [ir.Constant(ir.IntType(8), one) if isinstance(one, int) else one for one in given]
+        kind = ir.FunctionType(ir.VoidType(), [one.type for one in args])
+        self.ir.call(self._declared(f"llvm.x86.{name}", kind), args)
+
+    def _declared(self, name: str, kind: ir.FunctionType) -> Value:
+        module = self.function.module
+        return module.globals.get(name) or ir.Function(module, kind, name)
+
     def _call(self, name: str, *args: Value) -> Value:
         return self.ir.call(self._intrinsic(f"{name}.v{self.lanes}f32", self.vector, len(args)), args)
 
     def _intrinsic(self, name: str, kind: ir.Type, arguments: int) -> Value:
-        module = self.function.module
-        known = module.globals.get(name)
-        return known or ir.Function(module, ir.FunctionType(kind, [kind] * arguments), name)
+        return self._declared(name, ir.FunctionType(kind, [kind] * arguments))
 
 
+_WIDEST = 16  # lanes of AVX-512
 # Taylor series of 2**x; on [-0.5, 0.5] its error is 6e-9, a tenth of a float32's rounding.
 _EXP2 = tuple(LN_2**n / factorial(n) for n in range(8))
+
+
+class Sums:
+    """Sums of vectors and of their squares: in float64, or of a few vectors in float32."""
+
+    def __init__(self, b: Builder, *, wide: bool) -> None:
+        self._b, self._wide = b, wide
+        half = ir.VectorType(F64, b.lanes // 2)
+        zero = ir.Constant(half, [0.0] * (b.lanes // 2)) if wide else b.zero
+        self._places = [[b.variable(zero) for _ in range(2 if wide else 1)] for _ in range(2)]
+
+    def add(self, value: Value) -> None:
+        """Another vector."""
+        b = self._b
+        parts = b.halves(value) if self._wide else [value]
+        for part, total, squares in zip(parts, *self._places, strict=True):
+            b.set(total, b.ir.fadd(b.get(total), part))
+            b.set(squares, b.fma(part, part, b.get(squares)))
+
+    def store(self, place: Value, stride: Value) -> None:
+        """Add the sums to the float64 at `place`, and those of squares `stride` bytes further."""
+        b = self._b
+        for index, places in enumerate(self._places):
+            parts = [b.get(one) for one in places]
+            for i, part in enumerate(parts if self._wide else b.halves(parts[0])):
+                b.add_in_place(part, b.add(place, b.mul(stride, index), i * b.lanes // 2 * 8))
