@@ -232,6 +232,81 @@ def test_strided(machine, dtype, pixels):
     twins.compare(call, 1)
 
 
+# Whole frames, by all workers
+
+
+@pytest.fixture(params=[1, 3])
+def workers(request):
+    with Workers(request.param, CPU).at_work() as workers:
+        yield workers
+
+
+def rooms(count):
+    memory = [Scratch(CPU) for _ in range(count)]
+    for one in memory:
+        one.resize(2**24)
+    return memory
+
+
+@each_type
+@how_many
+@torch.no_grad()
+def test_a_sweep_is_the_same_as_one_tile(this_machine, workers, dtype, pixels):
+    """A frame after the other, by all workers; a job that has a part of the outputs too."""
+    kernels, (room, *scratch) = NativeKernels(dtype, workers), rooms(1 + workers.count)
+    done = []
+    for frames, height, width in ((3, 9, 50), (1, 5, 7)):
+        sources = [noise(height, width, 64, seed=t).to(dtype) for t in range(frames)]
+        norm = Affine(1 + 0.1 * noise(frames, 64), noise(frames, 64))
+        weights = kernels.spatial_weights(conv2d(64, 96, lambda x: x.to(dtype)), room.reset(), pixels)
+        alone = [torch.zeros(height, width, 96, dtype=dtype) for _ in range(frames)]
+        expected = [
+            kernels.spatial(
+                Rows(source, 0, height),
+                Rows(target, 0, height),
+                weights,
+                norm.of(t),
+                scratch[0].reset(),
+            )
+            for t, (source, target) in enumerate(zip(sources, alone, strict=True))
+        ]
+        found = [torch.full_like(target, 7.0) for target in alone]
+        moments = kernels.sweep_space(sources, found, weights, norm, scratch, done.append)
+        assert all(map(torch.equal, found, alone))
+        assert error(moments.mean, torch.cat([one.mean for one in expected])) < 1e-12
+        assert error(moments.m2, torch.cat([one.m2 for one in expected])) < 1e-6
+        flat = [[one.flatten(0, 1) for one in some] for some in (sources, found, alone)]
+        weights = kernels.temporal_weights(
+            conv3d(64, 96, lambda x: x.to(dtype)), frames, room.reset(), pixels
+        )
+        clip = Affine(norm.scale[:1], norm.shift[:1])
+        moments = kernels.sweep_time(*flat[:2], weights, clip, scratch, done.append, add=True)
+        expected = kernels.temporal(flat[0], flat[2], weights, clip, scratch[0].reset(), add=True)
+        assert all(map(torch.equal, found, alone))
+        assert error(moments.mean, expected.mean) < 1e-12
+        assert error(moments.m2, expected.m2) < 1e-6
+    assert sum(done) == pytest.approx(4.0)
+
+
+@each_type
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (33, 2), (3, 50)])
+@torch.no_grad()
+def test_halving(this_machine, workers, dtype, size):
+    kernels, (room, *scratch) = NativeKernels(dtype, workers), rooms(1 + workers.count)
+    conv = conv2d(32, 64, lambda x: x.to(dtype).float())
+    sources = [noise(*size, 32, seed=t).to(dtype) for t in range(2)]
+    targets = [torch.zeros(size[0] // 2, size[1] // 2, 64, dtype=dtype) for _ in sources]
+    weights = kernels.strided_weights(conv.to(dtype), room, FEW)
+    if not weights.direct:
+        pytest.skip("integers are multiplied tile by tile")
+    moments = kernels.sweep_halving(sources, targets, weights, scratch, lambda share: None)
+    for t, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        image = F.pad(source.double().permute(2, 0, 1)[None], (0, 1, 0, 1))
+        exact = F.conv2d(image, conv.weight.double(), conv.bias.double(), stride=2)[0].permute(1, 2, 0)
+        assert error(target.double(), exact) < 2 * ROUNDING[dtype] + 4e-6
+        assert error(moments.mean[t], exact.flatten(0, 1).mean(0)) < ROUNDING[dtype] + 1e-5
+
+
 # Every shape, here
 
 

@@ -210,7 +210,7 @@ class Workload:
             if one.kind == "attend":
                 assert step.state is not None
                 pooled, besides = self._attention(step.state)
-            elif self.native and one.kind in ("spatial", "enlarge", "temporal"):
+            elif self.native and one.kind in ("spatial", "enlarge", "halve", "temporal"):
                 besides = max(besides, SUMS * self._sums(step, one, together))
             elif one.kind == "finish":
                 channels = finish_channels(one.outputs)
@@ -229,11 +229,11 @@ class Workload:
 
     def _sums(self, step: Step, one: Pass, together: int) -> int:
         """Bytes of the sums of a sweep over whole frames."""
-        (height, width), (_, taps, direct) = step.size, self._product(step, one)
-        if one.kind != "temporal":
+        (height, width), (inputs, taps, direct) = step.size, self._product(step, one)
+        if one.kind not in ("halve", "temporal"):
             parts = parts_of_a_frame(height, width, one.inputs, self.workers, direct=direct, pairs=self.pairs)
         else:
-            block = direct_block(one.inputs, taps, pairs=self.pairs) if direct else BLOCK
+            block = direct_block(inputs, taps, pairs=self.pairs) if direct else BLOCK
             parts = parts_of_a_clip(height * width, together, one.outputs, self.workers, block)
         return sums_bytes(len(parts), together, one.outputs)
 

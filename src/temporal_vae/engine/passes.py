@@ -291,6 +291,10 @@ def halve(
     The nine neighbours of each output are laid side by side, and the weights are those of a 1x1 convolution.
     """
     channels, width = source.channels, target.width
+    whole = _whole(context, frames, source, target)
+    if whole is not None and convolution.weights.direct:
+        progress = context.progress(len(frames) * target.height * width * convolution.work)
+        return context.kernels.sweep_halving(*whole, convolution.weights, context.scratch, progress)
 
     def tile(job: tuple[int, Span], worker: int) -> Moments:
         position, span = job

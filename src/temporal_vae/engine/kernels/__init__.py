@@ -26,6 +26,10 @@ class Weights(Protocol):
         """Channels of the result, padding included."""
 
     @property
+    def direct(self) -> bool:
+        """Whether they are multiplied as they are, rather than filtered."""
+
+    @property
     def enlarge(self) -> bool:
         """Whether a nearest 2x enlargement comes first."""
 

@@ -44,15 +44,15 @@ class _Direct(Emitter):
     def taps(self) -> Iterator[tuple[Value, Value]]:
         """A loop over the taps: which of the weights, and where the staged rows begin for it."""
 
-    def stage(self, source: Value, place: Value, inside: Value) -> None:
+    def stage(self, source: Value, place: Value, inside: Value, channels: Value) -> None:
         """Stage one pixel, or zeros for one outside."""
         b = self.b
         with b.ir.if_else(inside) as (then, otherwise):
-            with then, b.loop(0, self.arg["inputs"], b.lanes) as c:
+            with then, b.loop(0, channels, b.lanes) as c:
                 scale, shift = self.affine(c)
                 value = self.activated(b.add(source, b.mul(c, self.bytes)), scale, shift, rough=self.pairs)
                 self._put(value, b.add(place, b.mul(c, self.item)))
-            with otherwise, b.loop(0, self.arg["inputs"], b.lanes) as c:
+            with otherwise, b.loop(0, channels, b.lanes) as c:
                 self._put(b.zero, b.add(place, b.mul(c, self.item)))
 
     def _put(self, value: Value, place: Value) -> None:
@@ -150,6 +150,21 @@ class _Direct(Emitter):
             place = b.add(self.arg["sums"], b.mul(frame, stride, 2), b.mul(b.add(k, j * b.lanes), 8))
             part.store(place, stride)
 
+    def write_rows(
+        self, k: Value, rows: Value, taps: int, target: Value, residual: Value, has_residual: Value,
+        frame: Value | int,
+    ) -> None:  # fmt: skip
+        """Multiply and finish the outputs `[k, k + panel)` of staged pixels whose targets lie side by side."""
+        b = self.b
+        pixel, biases = b.mul(self.arg["outputs"], self.bytes), self.biases(k)
+        with b.loop(0, rows, self.high) as start:
+            self.multiply(start, k, taps)
+            sums = self.no_sums()
+            with b.loop(0, b.least(self.high, b.sub(rows, start))) as row:
+                there = b.mul(b.add(start, row), pixel)
+                self.write(row, k, b.add(target, there), b.add(residual, there), has_residual, biases, sums)
+            self.add_sums(sums, k, frame)
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Around all that is multiplied."""
@@ -164,6 +179,7 @@ class DirectSpatial(_Direct):
     """Tiles of `tall` by `wide` outputs over the rows `[first, last)` of one frame."""
 
     def emit(self) -> None:
+        """Write the kernel."""
         b, arg = self.b, self.arg
         with (
             self.at_work(),
@@ -198,7 +214,7 @@ class DirectSpatial(_Direct):
                 column = b.ir.ashr(b.clamp(x, arg["width"]), arg["enlarge"])
                 source = b.add(arg["source"], line, b.mul(column, arg["inputs"], self.bytes))
                 place = b.mul(b.add(b.mul(down, self.across), right), self.row)
-                self.stage(source, b.add(self.staged, place), b.ir.and_(known, within))
+                self.stage(source, b.add(self.staged, place), b.ir.and_(known, within), arg["inputs"])
 
     def _panel(self, k: Value, top: Value, left: Value, wide: Value, count: Value) -> None:
         """The outputs `[k, k + panel)` of a tile."""
@@ -226,6 +242,7 @@ class DirectTemporal(_Direct):
     """Blocks of pixels, frame after frame, over the pixels `[first, last)` of a clip."""
 
     def emit(self, taps: int) -> None:
+        """Write the kernel."""
         b, arg = self.b, self.arg
         reach = taps // 2
         self.count = taps
@@ -263,24 +280,52 @@ class DirectTemporal(_Direct):
         place = self._place(frame)
         with b.loop(0, rows) as row:
             inside = b.less(row, rows)
-            self.stage(b.add(source, b.mul(row, pixel)), b.add(place, b.mul(row, self.row)), inside)
+            self.stage(
+                    b.add(source, b.mul(row, pixel)), b.add(place, b.mul(row, self.row)), inside, arg["inputs"]
+                )
 
     def _panel(self, k: Value, frame: Value, first: Value, rows: Value) -> None:
         """The outputs `[k, k + panel)` of a block of pixels."""
         b, arg = self.b, self.arg
-        pixel = b.mul(arg["outputs"], self.bytes)
-        here = b.mul(first, pixel)
-        target = b.add(self.frame_address("targets", frame), here)
+        here = b.mul(first, arg["outputs"], self.bytes)
         has_residual = b.ir.icmp_signed("!=", arg["residuals"], b.integer(0))
         table = b.ir.select(has_residual, arg["residuals"], arg["targets"])
         residual = b.add(b.word(b.add(table, b.mul(frame, 8))), here)
-        biases = self.biases(k)
-        with b.loop(0, rows, self.high) as start:
-            self.multiply(start, k, self.count)
-            sums = self.no_sums()
-            with b.loop(0, b.least(self.high, b.sub(rows, start))) as row:
-                there = b.mul(b.add(start, row), pixel)
-                self.write(
-                    row, k, b.add(target, there), b.add(residual, there), arg["residuals"], biases, sums
-                )
-            self.add_sums(sums, k, frame)
+        target = b.add(self.frame_address("targets", frame), here)
+        self.write_rows(k, rows, self.count, target, residual, arg["residuals"], frame)
+
+
+class DirectHalve(_Direct):
+    """A stride-2 3x3 convolution of one frame, over the pixels `[first, last)` of its target.
+
+    The nine neighbours of each output are staged side by side, `inputs` channels all together, with zeros beyond the
+    right and the lower border of the source, which is `tall` by `wide`.
+    """
+
+    def emit(self) -> None:
+        """Write the kernel."""
+        b, arg = self.b, self.arg
+        pixel = b.mul(arg["outputs"], self.bytes)
+        with self.at_work(), b.loop(arg["first"], arg["last"], arg["block"]) as first:
+            rows = b.least(arg["block"], b.sub(arg["last"], first))
+            with b.loop(0, rows) as row:
+                self._stage(b.add(first, row), b.add(self.staged, b.mul(row, self.row)))
+            target = b.add(arg["target"], b.mul(first, pixel))
+            with b.loop(arg["k_first"], arg["k_last"], self.panel) as k:
+                self.write_rows(k, rows, 1, target, target, b.integer(0), 0)
+
+    @contextmanager
+    def taps(self) -> Iterator[tuple[Value, Value]]:
+        """One: the neighbours are inputs."""
+        yield self.b.integer(0), self.staged
+
+    def _stage(self, pixel: Value, place: Value) -> None:
+        b, arg = self.b, self.arg
+        channels = b.ir.sdiv(arg["inputs"], b.integer(9))
+        down = b.ir.sdiv(pixel, arg["width"])
+        right = b.sub(pixel, b.mul(down, arg["width"]))
+        for tap in range(9):
+            y, x = b.add(b.mul(down, 2), tap // 3), b.add(b.mul(right, 2), tap % 3)
+            inside = b.ir.and_(b.less(y, arg["tall"]), b.less(x, arg["wide"]))
+            source = b.add(arg["source"], b.mul(y, arg["source_row"]), b.mul(x, channels, self.bytes))
+            self.stage(source, b.add(place, b.mul(channels, tap * self.item)), inside, channels)

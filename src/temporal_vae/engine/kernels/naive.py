@@ -19,6 +19,7 @@ class PlainWeights:
     values: list[Tensor]
     bias: Tensor
     outputs: int
+    direct = True
 
     @property
     def enlarge(self) -> bool:

@@ -265,6 +265,37 @@ class NativeKernels:
         self._together(call, self._split(jobs, outputs), scratch, progress)
         return Moments.of_jobs(torch.tensor(counts), sums)
 
+    def sweep_halving(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        weights: PackedWeights,
+        scratch: Sequence[Scratch],
+        progress: Progress,
+    ) -> Moments:
+        """Stride-2 3x3 convolution of frames by `strided_weights`, zeros at the right and the bottom; as `sweep_space`."""
+        (tall, wide, channels), (height, width, outputs) = sources[0].shape, targets[0].shape
+        if not weights.direct or weights.inputs != 9 * channels or (height, width) != (tall // 2, wide // 2):
+            raise RuntimeError(f"a kernel halves {tall}x{wide}x{channels}, not to {height}x{width}x{outputs}")
+        block, itemsize = direct_block(weights.inputs, 1, pairs=self._pairs), self._dtype.itemsize
+        fields = [
+            wide * channels * itemsize, width * outputs * itemsize, *self._weights(weights, 1), weights.inputs,
+            weights.outputs, height, width, 0, tall, wide, block,
+        ]  # fmt: skip
+        call = _Call(native_code.halve(self._name), fields, self._room(weights))
+        parts = parts_of_a_clip(height * width, 1, outputs, self._workers.count, block)
+        sums = torch.zeros((len(targets), len(parts), 2, weights.outputs), dtype=torch.float64)
+        jobs = []
+        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            places = (
+                address("source", source, self._dtype, tall, wide, channels),
+                address("target", target, self._dtype, height, width, weights.outputs),
+            )
+            for position, part in enumerate(parts):
+                jobs.append((*places, 0, 0, 0, sums[index, position].data_ptr(), part.first, part.last))
+        self._together(call, self._split(jobs, outputs), scratch, progress)
+        return Moments.of_jobs(torch.tensor([len(part) for part in parts]), sums)
+
     def sweep_time(
         self,
         sources: Sequence[Tensor],
@@ -307,7 +338,7 @@ class NativeKernels:
         enlarge = int(weights.enlarge)
         tall, wide = direct_tile(inputs, pairs=self._pairs)
         rows = (width >> enlarge) * inputs * itemsize, width * outputs * itemsize
-        fields = [*rows, *self._weights(weights, 9), inputs, outputs, height, width, enlarge, tall, wide]
+        fields = [*rows, *self._weights(weights, 9), inputs, outputs, height, width, enlarge, tall, wide, 0]
         return _Call(native_code.spatial(self._name, activate, weights.direct), fields, self._room(weights))
 
     def _over_time(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import compiler
 from temporal_vae.engine.kernels.compiler import Sweep
-from temporal_vae.engine.kernels.direct_code import DirectSpatial, DirectTemporal
+from temporal_vae.engine.kernels.direct_code import DirectHalve, DirectSpatial, DirectTemporal
 from temporal_vae.engine.kernels.packing_code import PACK, PACK_JOB, PackDirect, PackFiltered
 from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
 from temporal_vae.engine.kernels.winograd import F11, F43
@@ -23,11 +23,13 @@ from temporal_vae.engine.threads import once
 
 SPATIAL = (
     "source_row", "target_row", "weights", "factors", "bias", "inputs", "outputs", "height", "width", "enlarge", "tall",
-    "wide",
+    "wide", "block",
 )  # fmt: skip
-"""What the jobs of a sweep over space share; `tall` and `wide` are the tiles that are multiplied directly."""
+"""What the jobs of a sweep over space share. Where they are multiplied directly, `tall` and `wide` is the size of tiles;
+where they are halved, of the source, and `block` is how many pixels are staged."""
 SPATIAL_JOB = ("source", "target", "residual", "scale", "shift", "sums", "first", "last", "k_first", "k_last")
-"""A range of the tiles of one frame, or of its rows where they are multiplied directly; and a range of outputs."""
+"""A range of the tiles of one frame, of its rows where they are multiplied directly, or of its pixels where they are
+halved; and a range of outputs."""
 TEMPORAL = (
     "sources", "targets", "residuals", "scale", "shift", "weights", "factors", "bias", "inputs", "outputs", "frames",
     "block",
@@ -40,6 +42,19 @@ TEMPORAL_JOB = ("sums", "first", "last", "k_first", "k_last")
 def spatial(dtype: Scalar, activate: bool, direct: bool) -> Sweep:
     """The 3x3 kernel for activations of `dtype`, with norm and SiLU before it or without; Winograd or direct."""
     return _spatial(_machine(), dtype, activate, direct)
+
+
+def halve(dtype: Scalar) -> Sweep:
+    """The stride-2 3x3 kernel for activations of `dtype`."""
+    return _halve(_machine(), dtype)
+
+
+@once
+def _halve(machine: Machine, dtype: Scalar) -> Sweep:
+    def emit(b: Builder, machine: Machine, **fields: Value) -> None:
+        DirectHalve(b, machine, dtype, False, fields).emit()
+
+    return compiler.sweep(emit, SPATIAL, SPATIAL_JOB, machine, "halve", dtype)
 
 
 def temporal(dtype: Scalar, activate: bool, taps: int, rest: int | None) -> Sweep:

@@ -57,6 +57,7 @@ class WinogradSpatial(_Filtered):
     """Tiles of four by four outputs, in rows, over the tile range `[first, last)` of one frame."""
 
     def emit(self) -> None:
+        """Write the kernel."""
         b, arg = self.b, self.arg
         self.across = b.ir.sdiv(b.add(arg["width"], 3), b.integer(4))  # tiles in a row of tiles
         ring = arg["scratch"]
@@ -170,6 +171,7 @@ class WinogradTemporal(_Filtered):
     """Tiles of one pixel and four frames, or of the frames that are left, over a range of pixels `[first, last)`."""
 
     def emit(self, f: Winograd, rest: int) -> None:
+        """Write the kernel."""
         b, arg = self.b, self.arg
         place = b.add(arg["scratch"], b.mul(arg["block"], arg["inputs"], 2 * 4))
         self.product = self.kind(b, self.machine, f.points, arg, place)
