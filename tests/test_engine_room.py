@@ -53,10 +53,10 @@ class Counted(mmap):
 
     alive = top = 0
 
-    def __new__(cls, file, nbytes):
+    def __new__(cls, file, nbytes, **flags):
         Counted.alive += nbytes
         Counted.top = max(Counted.top, Counted.alive)
-        return super().__new__(cls, file, nbytes)
+        return super().__new__(cls, file, nbytes, **flags)
 
     def __del__(self):
         Counted.alive -= len(self)

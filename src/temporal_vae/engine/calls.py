@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from temporal_vae.engine import gate, trust
+from temporal_vae.engine import gate, processor, trust
 from temporal_vae.engine.cost import MIB
 from temporal_vae.engine.gate import Reason
 from temporal_vae.engine.planner import Plan, plan
@@ -24,6 +24,9 @@ from temporal_vae.errors import InputError
 
 VARIABLE = "TEMPORAL_VAE_ENGINE"
 """Environment variable: `auto` lets the engine work where it is trusted, `always` wherever it can, `never` nowhere."""
+
+LEAST_PIXELS = 9000
+"""Of all frames of a call on a CPU: for fewer, packing weights takes longer than the modules do."""
 
 MODULES_TAKE = 2  # times what the engine takes at most: where so much of a GPU is free, the modules fit
 
@@ -136,6 +139,10 @@ def _engine_plan(
         return None
     if memory_limit is not None:
         return planned(memory_limit=memory_limit)
+    if choice == "auto" and processor.torch_is_fast(x.device.type, str(x.dtype).removeprefix("torch.")):
+        scale = network.factor**2 if task == "decode" else 1
+        if x.shape[0] * x.shape[-2] * x.shape[-1] * scale < LEAST_PIXELS:
+            return None
     unlimited, free = planned(), free_memory(x.device)
     if choice == "auto" and x.device.type == "cuda" and MODULES_TAKE * unlimited.peak <= free:
         return None  # until figures from cards are in benchmarks/results

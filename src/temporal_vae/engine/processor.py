@@ -122,7 +122,7 @@ def multiplies_pairs(dtype: str) -> bool:
     return machine is not None and machine.pairs and dtype == "bfloat16"
 
 
-FEW = {("float32", 9): 2048, ("float32", 3): 768, ("int16", 9): 2048, ("int16", 3): 768}
+FEW = {("float32", 9): 1024, ("float32", 3): 768, ("int16", 9): 1024, ("int16", 3): 768}
 """Pixels of all frames, by arithmetic and taps, below which filtering saves less than its weights cost."""
 
 
@@ -134,6 +134,11 @@ def filters(arithmetic: Arithmetic, pixels: int, taps: int, *, pairs: bool) -> b
     if taps == 1:
         return arithmetic == "int16" and not pairs
     return pixels >= FEW.get((arithmetic, taps), pixels + 1)
+
+
+def torch_is_fast(device: str, dtype: str) -> bool:
+    """Whether torch multiplies activations of a dtype about as fast as the processor can."""
+    return device == "cpu" and (dtype in ("float32", "float64") or multiplies_pairs(dtype))
 
 
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18

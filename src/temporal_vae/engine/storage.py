@@ -8,6 +8,7 @@ thread that asks, and written back when it is done. Passes do not know which.
 from __future__ import annotations
 
 import ctypes
+import mmap as mapping
 import os
 import shutil
 import tempfile
@@ -29,14 +30,24 @@ from temporal_vae.engine.resources import cache_folder, is_memory
 from temporal_vae.errors import MemoryLimitError
 
 
+HUGE = 4 * 2**20  # bytes from which on memory is worth large pages
+_PRIVATE: dict[str, int] = (  # shared memory, which is what Python takes by default, costs more when it is first touched
+    {"flags": mapping.MAP_PRIVATE | mapping.MAP_ANONYMOUS} if os.name == "posix" else {}
+)
+
+
 def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory that nobody has written yet; tests fill it with NaN.
 
     On a CPU it comes from the system and goes back there as soon as nobody holds it, whatever the allocator likes.
     """
     count = prod(shape)
-    if device.type == "cpu" and count * dtype.itemsize >= 2**20:
-        return torch.frombuffer(mmap(-1, count * dtype.itemsize), dtype=dtype).view(tuple(shape))
+    nbytes = count * dtype.itemsize
+    if device.type == "cpu" and nbytes >= 2**20:
+        memory = mmap(-1, nbytes, **_PRIVATE)
+        if nbytes >= HUGE and hasattr(memory, "madvise") and hasattr(mapping, "MADV_HUGEPAGE"):
+            memory.madvise(mapping.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
     return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
