@@ -12,7 +12,7 @@ from torch import nn
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK, DIRECT_ROWS, PAD, Span, spans
-from temporal_vae.engine.kernels import compiler, kernels_for, native_code, simd
+from temporal_vae.engine.kernels import compiler, kernels_for, native_code
 from temporal_vae.engine.kernels.naive import NaiveKernels
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.stats import Affine, Moments
@@ -147,7 +147,9 @@ def spatial(twins, inputs, outputs, height, width, *, rows=None, norm=True, add=
         target = (
             cast(noise(tall, wide, outputs, seed=2)) if add else cast(torch.full((tall, wide, outputs), 7.0))
         )
-        weights = kernels.spatial_weights(conv2d(inputs, outputs, cast), weights_room, twins.pixels, enlarge=enlarge)
+        weights = kernels.spatial_weights(
+            conv2d(inputs, outputs, cast), weights_room, twins.pixels, enlarge=enlarge
+        )
         affine = pending(inputs, cast) if norm else None
         parts = []
         for span in spans(tall, rows or tall, 4):
@@ -170,7 +172,9 @@ def temporal(twins, inputs, outputs, frames, pixels, *, add=False, factor=None):
     def call(kernels, weights_room, scratch, cast):
         sources = [cast(noise(pixels, inputs, seed=3 + t)) for t in range(frames)]
         targets = [cast(noise(pixels, outputs, seed=50 + t)) for t in range(frames)]
-        weights = kernels.temporal_weights(conv3d(inputs, outputs, cast), frames, weights_room, twins.pixels, factor=factor)
+        weights = kernels.temporal_weights(
+            conv3d(inputs, outputs, cast), frames, weights_room, twins.pixels, factor=factor
+        )
         moments = kernels.temporal(sources, targets, weights, pending_clip(inputs, cast), scratch, add=add)
         return torch.stack(targets), moments
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import passes, processor, run, storage
+from temporal_vae.engine import attention, passes, processor, run, storage
 from temporal_vae.engine.kernels import native_code
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.stats import Moments
@@ -85,10 +85,12 @@ def _nothing_is_computed():
     with pytest.MonkeyPatch.context() as patch:
         for kernel in ("spatial", "temporal", "pack"):
             patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
-        patch.setattr(run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count)))
+        patch.setattr(
+            run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count))
+        )
         patch.setattr(run, "spill_file", spill_file)
         patch.setattr(storage, "mmap", Counted)
-        patch.setattr(passes, "attend", attend)
+        patch.setattr(attention, "attend", attend)
         patch.setattr(passes, "finish_over_time", lambda *_, **__: None)
         yield
 

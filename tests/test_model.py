@@ -19,7 +19,7 @@ from oracle import TINY, Theirs, assert_close, config, noise, pair, randomise
 from refusals import refused
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
-from temporal_vae.engine import passes
+from temporal_vae.engine import attention as attention_pass
 from temporal_vae.errors import InputError, MemoryLimitError
 
 ATTENDING = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentions run
@@ -185,8 +185,8 @@ def test_set_processors_by_name(ours):
 def test_the_engine_knows_the_attention_that_comes_with_the_network(ours, monkeypatch):
     """It computes it by itself, in less memory; with another processor, the module is called."""
     calls = []
-    add = passes.add_attention
-    monkeypatch.setattr(passes, "add_attention", lambda *a: calls.append(a[1]) or add(*a))
+    add = attention_pass.add_attention
+    monkeypatch.setattr(attention_pass, "add_attention", lambda *a: calls.append(a[1]) or add(*a))
     expected = run(ours)
     attentions = [*ours.encoder.mid_block.attentions, *ours.decoder.mid_block.attentions]
     assert set(calls) == set(attentions)

@@ -29,7 +29,7 @@ from temporal_vae.engine.geometry import (
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
 
 MIB = 2**20
-FIRST_USE = {"float32": 84 * MIB, "int16": 96 * MIB, "bfloat16": 96 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 96 * MIB, "int16": 108 * MIB, "bfloat16": 96 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
@@ -325,7 +325,9 @@ class Workload:
             return 0
         inputs, taps, direct = self._product(step, one)
         packed = self._packed(inputs, one.outputs, taps, direct)
-        return packed + (self._packed(inputs, one.outputs, 1, self._is_direct(step, 1)) if one.shortcut is not None else 0)
+        if one.shortcut is not None:
+            packed += self._packed(inputs, one.outputs, 1, self._is_direct(step, 1))
+        return packed
 
     def _product(self, step: Step, one: Pass) -> tuple[int, int, bool]:
         """Channels that a pass multiplies, taps, and whether it does so directly."""

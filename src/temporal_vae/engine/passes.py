@@ -12,14 +12,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from temporal_vae.engine.gate import is_plain
-from temporal_vae.engine.geometry import QUERIES, TILE, Cut, Span, finish_channels, spans
-from temporal_vae.engine.kernels import Kernels, Weights
+from temporal_vae.engine.geometry import TILE, Cut, Span, finish_channels
+from temporal_vae.engine.kernels import Kernels, Sweeping, Weights
 from temporal_vae.engine.planner import LevelPlan
-from temporal_vae.engine.stats import Affine, Merged, Moments, affine, merge, stack
+from temporal_vae.engine.stats import Affine, Merged, Moments, merge, stack
 from temporal_vae.engine.storage import (
     Activations,
     HostMemory,
@@ -136,11 +134,19 @@ def convolve(
     if whole is not None:
         read, write, beside = whole
         if shortcut is not None:
-            flat = [[one.flatten(0, 1) for one in some] for some in (read, beside)]
-            kernels.sweep_time(*flat, shortcut[0], None, context.scratch, lambda share: None)
+            flat, flat_beside = ([one.flatten(0, 1) for one in some] for some in (read, beside))
+            _sweeps(context).sweep_time(
+                flat, flat_beside, shortcut[0], None, context.scratch, lambda share: None
+            )
         work = len(frames) * height * width * convolution.work
-        return kernels.sweep_space(
-            read, write, weights, convolution.affine, context.scratch, context.progress(work), add=add
+        return _sweeps(context).sweep_space(
+            read,
+            write,
+            weights,
+            convolution.affine,
+            context.scratch,
+            context.progress(work),
+            add=add,
         )
 
     def tile(job: tuple[int, Span], worker: int) -> Moments:
@@ -217,9 +223,11 @@ def convolve_over_time(
     pixels = source.height * source.width
     whole = None if before is not None else _whole(context, range(source.count), source, target)
     if whole is not None:
-        flat = [[one.flatten(0, 1) for one in some] for some in whole]
+        read, write = ([one.flatten(0, 1) for one in some] for some in whole)
         progress = context.progress(pixels * source.count * convolution.work)
-        return kernels.sweep_time(*flat, weights, convolution.affine, context.scratch, progress, add=add)
+        return _sweeps(context).sweep_time(
+            read, write, weights, convolution.affine, context.scratch, progress, add=add
+        )
     runs = context.cut.runs(pixels, source.count, source.channels, context.workers.count)
     merged = Merged()
     context.workers.each(tile, runs, merged.add)
@@ -294,7 +302,8 @@ def halve(
     whole = _whole(context, frames, source, target)
     if whole is not None and convolution.weights.direct:
         progress = context.progress(len(frames) * target.height * width * convolution.work)
-        return context.kernels.sweep_halving(*whole, convolution.weights, context.scratch, progress)
+        read, write = whole
+        return _sweeps(context).sweep_halving(read, write, convolution.weights, context.scratch, progress)
 
     def tile(job: tuple[int, Span], worker: int) -> Moments:
         position, span = job
@@ -319,39 +328,6 @@ def halve(
     return _by_frame(context, tile, len(frames), target.height, width, 9 * channels)
 
 
-def attend(
-    context: Context,
-    attention: Attention,
-    state: Activations,
-    frames: Sequence[int],
-    *,
-    moments: Moments,
-    work: int,
-) -> Moments:
-    """Attention of each frame over its own pixels, by the processor that the model was given; moments `(t, c)`.
-
-    Args:
-        context: the surroundings.
-        attention: what is computed.
-        state: what is read and added to.
-        frames: which frames.
-        moments: of these frames, for the norm.
-        work: multiply-adds for each pixel.
-    """
-    gathered = []
-    for position, frame in enumerate(frames):
-        with state.borrow(frame, context.pool) as values:
-            if is_plain(attention):
-                norm = affine(moments.of([position]), cast("nn.GroupNorm", attention.group_norm))
-                add_attention(values, attention, norm, context.pool)
-            else:
-                result = attention(values.permute(2, 0, 1)[None])
-                values.copy_(result[0].permute(1, 2, 0))
-            gathered.append(Moments.of_values(values.view(1, -1, state.channels)))
-        context.advance(state.height * state.width * work)
-    return stack(gathered)
-
-
 def finish_over_time(context: Context, conv: nn.Conv3d, images: Tensor, *, work: int) -> None:
     """(3,1,1) convolution of the pictures `(t, c, h, w)` of a clip, in place; `work` as in `attend`."""
     flat = images.flatten(2)  # a view: the pictures are ours and contiguous
@@ -366,6 +342,11 @@ def finish_over_time(context: Context, conv: nn.Conv3d, images: Tensor, *, work:
         flat.shape[2], flat.shape[0], finish_channels(flat.shape[1]), context.workers.count
     )
     context.workers.run(tile, runs)
+
+
+def _sweeps(context: Context) -> Sweeping[Any]:
+    """The kernels, which sweep over whole frames: `_whole` found that they do."""
+    return cast("Sweeping[Any]", context.kernels)
 
 
 def _whole(
@@ -393,24 +374,3 @@ def _by_frame(
     results = context.workers.run(tile, jobs)
     each = len(jobs) // frames
     return stack(merge(results[i * each : (i + 1) * each]) for i in range(frames))
-
-
-def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool) -> None:
-    """Add to a frame `(h, w, c)` what its attention makes of it; `norm` is the GroupNorm that comes first."""
-    pixels = frame.view(-1, frame.shape[-1])
-    parts = [pixels[span.first : span.last] for span in spans(len(pixels), QUERIES)]
-    normal, keys, values = rooms = [pool.take(pixels.shape, pixels.dtype) for _ in range(3)]
-    offset = 0
-    for part in parts:
-        wide = part.to(norm.scale.dtype)
-        normal[offset : offset + len(part)] = torch.addcmul(norm.shift, wide, norm.scale)
-        offset += len(part)
-    for projection, target in ((attention.to_k, keys), (attention.to_v, values)):
-        torch.addmm(projection.bias, normal, projection.weight.T, out=target)
-    leave = cast("nn.Linear", attention.to_out[0])
-    for part, queries in zip(parts, normal.split([len(part) for part in parts]), strict=True):
-        asked = attention.to_q(queries)
-        found = F.scaled_dot_product_attention(asked[None, None], keys[None, None], values[None, None])
-        part += leave(found[0, 0])
-    for room in rooms:
-        pool.give(room)

@@ -25,9 +25,9 @@ class Machine:
     lanes: int  # float32 per vector register
     rows: int  # rows of a register tile; `rows * columns` accumulators and a few more must fit the registers
     columns: int  # vectors across a register tile
-    dots: bool = False  # adds products of pairs of 16-bit integers to 32-bit ones, twice as many as of float32 at a time
-    pairs: bool = False  # adds products of pairs of bfloat16 to float32, twice as many as of float32 at a time
-    tiles: bool = False  # multiplies tiles of 16 by 32 bfloat16, sixteen times as many (AMX)
+    dots: bool = False  # has products of pairs of 16-bit integers, at twice the rate of float32
+    pairs: bool = False  # has products of pairs of bfloat16, at twice the rate of float32
+    tiles: bool = False  # has products of tiles of 16 by 32 bfloat16 (AMX), at sixteen times the rate
 
 
 KERNELS = ("neon", "avx2", "avx512", "vnni", "bf16", "amx")

@@ -16,7 +16,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from temporal_vae.engine import passes
+from temporal_vae.engine import attention, passes
 from temporal_vae.engine.kernels import Weights, kernels_for
 from temporal_vae.engine.passes import Advance, Context, Convolution, Rematerialised
 from temporal_vae.engine.planner import LevelPlan, Plan
@@ -155,10 +155,10 @@ class _Clip:
         """One pass over a group of frames; the moments of what it wrote."""
         context, frames, places = self._context, group.frames, group.places
         if one.kind == "attend":
-            attention = cast("Attention", self._module(one.module))
+            module = cast("Attention", self._module(one.module))
             assert group.moments is not None
-            return passes.attend(
-                context, attention, places["state"], frames, moments=group.moments, work=one.work
+            return attention.attend(
+                context, module, places["state"], frames, moments=group.moments, work=one.work
             )
         if one.kind == "finish":
             conv = cast("nn.Conv3d", self._module(one.module))

@@ -29,9 +29,10 @@ from temporal_vae.engine.geometry import Span
 from temporal_vae.engine.resources import cache_folder, is_memory
 from temporal_vae.errors import MemoryLimitError
 
-
 HUGE = 4 * 2**20  # bytes from which on memory is worth large pages
-_PRIVATE: dict[str, int] = (  # shared memory, which is what Python takes by default, costs more when it is first touched
+_PRIVATE: dict[
+    str, int
+] = (  # shared memory, which is what Python takes by default, costs more when it is first touched
     {"flags": mapping.MAP_PRIVATE | mapping.MAP_ANONYMOUS} if os.name == "posix" else {}
 )
 

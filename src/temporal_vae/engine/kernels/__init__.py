@@ -7,6 +7,7 @@ GPU. `kernels_for` picks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ class Weights(Protocol):
 
 
 W = TypeVar("W", bound=Weights)
+Progress = Callable[[float], object]
 
 
 class Kernels(Protocol[W]):
@@ -83,6 +85,31 @@ class Kernels(Protocol[W]):
         add: bool = False,
     ) -> Moments:  # fmt: skip
         """(3,1,1) convolution of the same pixels of all frames, `(pixels, c)` each."""
+
+
+class Sweeping(Kernels[W], Protocol[W]):
+    """Kernels that go over whole frames in memory with all workers, a single call of each.
+
+    `scratch`: one for each worker. `progress`: told of shares of the work that are done.
+    """
+
+    def sweep_space(
+        self, sources: Sequence[Tensor], targets: Sequence[Tensor], weights: W, affine: Affine | None,
+        scratch: Sequence[Scratch], progress: Progress, *, add: bool = False,
+    ) -> Moments:  # fmt: skip
+        """3x3 convolution of frames `(h, w, c)`, each by itself, `affine` a row for each; moments `(t, c)`."""
+
+    def sweep_halving(
+        self, sources: Sequence[Tensor], targets: Sequence[Tensor], weights: W, scratch: Sequence[Scratch],
+        progress: Progress,
+    ) -> Moments:  # fmt: skip
+        """Stride-2 3x3 convolution of frames by direct `strided_weights`, zeros at the right and the bottom."""
+
+    def sweep_time(
+        self, sources: Sequence[Tensor], targets: Sequence[Tensor], weights: W, affine: Affine | None,
+        scratch: Sequence[Scratch], progress: Progress, *, add: bool = False,
+    ) -> Moments:  # fmt: skip
+        """(3,1,1) convolution of a clip of frames `(pixels, c)`, or a 1x1 convolution."""
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype, workers: Workers) -> Kernels[Any]:

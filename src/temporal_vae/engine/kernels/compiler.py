@@ -15,14 +15,15 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from temporal_vae.engine import cache
-from temporal_vae.engine.kernels.simd import I64, Builder, Value
+from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.simd import I64, Value
 from temporal_vae.engine.processor import Machine
 
 Sweep = Callable[[int, int, int, int, int], None]
 """`sweep(call, jobs, count, ticket, scratch)`, all of them addresses but `count`.
 
-`call` holds the fields that all jobs share, `jobs` those of each of `count` jobs, as 64-bit integers; `ticket` the number
-of the next job, which several threads count up; `scratch` belongs to the calling thread.
+`call` holds the fields that all jobs share, `jobs` those of each of `count` jobs, as 64-bit integers; `ticket` the
+number of the next job, which several threads count up; `scratch` belongs to the calling thread.
 """
 Emit = Callable[..., None]
 

@@ -4,9 +4,9 @@ Weights only change their order, so where a level has few pixels this is faster 
 them first. On processors that multiply tiles of bfloat16 it is faster everywhere.
 
 A kernel stages a tile of its source with the neighbours around it, normalised and activated, in the type of the
-products: one row of memory for each pixel, pixel after pixel. A tap is then the same rows from another beginning on, and
-the pixels of the tile are multiplied many at a time, whatever their place. What neighbours at the side of a tile make
-between two rows of it is not looked at.
+products: one row of memory for each pixel, pixel after pixel. A tap is then the same rows from another beginning on,
+and the pixels of the tile are multiplied many at a time, whatever their place. What neighbours at the side of a tile
+make between two rows of it is not looked at.
 
 Weights lie as `(k / lanes, taps, c / group, lanes, group)`: groups are pairs of channels for bfloat16, or one.
 """
@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from temporal_vae.engine.geometry import DIRECT_ROWS, LINE
+from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.emitter import Emitter
-from temporal_vae.engine.kernels.simd import Builder, Scalar, Sums, Value
+from temporal_vae.engine.kernels.simd import Scalar, Sums, Value
 from temporal_vae.engine.processor import Machine, multiplies_pairs
 
 
@@ -33,7 +34,9 @@ class _Direct(Emitter):
         self.pairs = multiplies_pairs(dtype)
         self.tiles = self.pairs and machine.tiles
         self.item = 2 if self.pairs else 4  # bytes of a staged value
-        self.row = b.add(b.mul(arguments["inputs"], self.item), LINE)  # no power of two: rows share no cache set
+        self.row = b.add(
+            b.mul(arguments["inputs"], self.item), LINE
+        )  # no power of two: rows share no cache set
         self.high = DIRECT_ROWS if self.tiles else machine.rows  # rows that are multiplied at a time
         self.columns = machine.columns  # vectors across a panel
         self.panel = self.columns * b.lanes
@@ -41,7 +44,7 @@ class _Direct(Emitter):
         self.staged = b.add(self.products, DIRECT_ROWS * self.panel * 4)
 
     @abstractmethod
-    def taps(self) -> Iterator[tuple[Value, Value]]:
+    def taps(self) -> AbstractContextManager[tuple[Value, Value]]:
         """A loop over the taps: which of the weights, and where the staged rows begin for it."""
 
     def stage(self, source: Value, place: Value, inside: Value, channels: Value) -> None:
@@ -91,7 +94,11 @@ class _Direct(Emitter):
                         at = b.add(rows[i], here)
                         x = b.broadcast_pair(at) if self.pairs else b.broadcast(at)
                         for total, weight in zip(sums[i], across, strict=True):
-                            add = b.dot_pairs(b.get(total), x, weight) if self.pairs else b.fma(x, weight, b.get(total))
+                            add = (
+                                b.dot_pairs(b.get(total), x, weight)
+                                if self.pairs
+                                else b.fma(x, weight, b.get(total))
+                            )
                             b.set(total, add)
         for i in range(high):
             for j, total in enumerate(sums[i]):
@@ -281,8 +288,8 @@ class DirectTemporal(_Direct):
         with b.loop(0, rows) as row:
             inside = b.less(row, rows)
             self.stage(
-                    b.add(source, b.mul(row, pixel)), b.add(place, b.mul(row, self.row)), inside, arg["inputs"]
-                )
+                b.add(source, b.mul(row, pixel)), b.add(place, b.mul(row, self.row)), inside, arg["inputs"]
+            )
 
     def _panel(self, k: Value, frame: Value, first: Value, rows: Value) -> None:
         """The outputs `[k, k + panel)` of a block of pixels."""

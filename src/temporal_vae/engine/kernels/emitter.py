@@ -7,7 +7,8 @@ processors compute in bfloat16 or in integers. Activations are `(h, w, c)`.
 from __future__ import annotations
 
 from temporal_vae.engine.geometry import ITEMSIZE
-from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
+from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.simd import Scalar, Value
 from temporal_vae.engine.processor import Machine, multiplies_pairs
 
 

@@ -41,7 +41,9 @@ class NaiveKernels:
 
             self._fused = triton_kernels if triton_kernels.available() else None
 
-    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False) -> PlainWeights:
+    def spatial_weights(
+        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False
+    ) -> PlainWeights:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement.
 
         Behind an enlargement, the taps that meet the same small pixel are added up: four 2x2 convolutions, one per

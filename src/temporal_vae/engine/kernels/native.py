@@ -1,16 +1,14 @@
 """Kernels in machine code: what `native_code` emits, called on tensors.
 
-A kernel works on one tile that a pass holds at hand (`spatial`, `pointwise`, `temporal`), or sweeps over whole frames in
-memory with all workers (`sweep_space`, `sweep_time`): a single call of each worker, without the interpreter.
+A kernel works on one tile that a pass holds at hand (`spatial`, `pointwise`, `temporal`), or sweeps over whole frames
+in memory with all workers (`sweep_space`, `sweep_time`): a single call of each worker, without the interpreter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,6 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import (
     BLOCK,
     POINTS,
-    TILE,
     Span,
     direct_block,
     direct_bytes,
@@ -29,15 +26,14 @@ from temporal_vae.engine.geometry import (
     scratch_bytes,
     shares,
 )
-from temporal_vae.engine.kernels import native_code
+from temporal_vae.engine.kernels import Progress, native_code
 from temporal_vae.engine.kernels.compiler import Sweep
+from temporal_vae.engine.kernels.operands import address, check_rows, pixels_of, table, tiles_of
 from temporal_vae.engine.kernels.packing import Packing, side_by_side
 from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
-
-Progress = Callable[[float], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +163,7 @@ class NativeKernels:
         """3x3 convolution of rows; `source` reaches one row further, but for the border of the picture."""
         rows, width, outputs = *target.data.shape[:2], weights.outputs
         enlarge = int(weights.enlarge)
-        _check_rows(source, target, enlarge)
+        check_rows(source, target, enlarge)
         call = self._over_space(weights, affine is not None, target.height, width)
         source_row, target_row = call.fields[:2]
         output = address("target", target.data, self._dtype, rows, width, outputs) - target.first * target_row
@@ -176,7 +172,7 @@ class NativeKernels:
         sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
         part = Span(target.first, target.first + rows)
         if not weights.direct:
-            part = _tiles(part, width)
+            part = tiles_of(part, width)
         place = (begin, output, output if add else 0, *self._pending(weights, affine), sums.data_ptr())
         self._alone(call, (*place, part.first, part.last, 0, outputs), scratch)
         return Moments.of_sums(rows * width, sums)
@@ -250,7 +246,7 @@ class NativeKernels:
         call = self._over_space(weights, affine is not None, height, width)
         workers, direct = self._workers.count, weights.direct
         parts = parts_of_a_frame(height, width, weights.inputs, workers, direct=direct, pairs=self._pairs)
-        counts = [len(part) * width if direct else _pixels(part, height, width) for part in parts]
+        counts = [len(part) * width if direct else pixels_of(part, height, width) for part in parts]
         sums = torch.zeros((len(targets), len(parts), 2, outputs), dtype=torch.float64)
         shape = (height, width, outputs)
         read = (height >> enlarge, width >> enlarge, weights.inputs)
@@ -273,7 +269,7 @@ class NativeKernels:
         scratch: Sequence[Scratch],
         progress: Progress,
     ) -> Moments:
-        """Stride-2 3x3 convolution of frames by `strided_weights`, zeros at the right and the bottom; as `sweep_space`."""
+        """Stride-2 3x3 convolution, zeros at the right and the bottom, by `strided_weights`; as `sweep_space`."""
         (tall, wide, channels), (height, width, outputs) = sources[0].shape, targets[0].shape
         if not weights.direct or weights.inputs != 9 * channels or (height, width) != (tall // 2, wide // 2):
             raise RuntimeError(f"a kernel halves {tall}x{wide}x{channels}, not to {height}x{width}x{outputs}")
@@ -354,8 +350,8 @@ class NativeKernels:
         frames, pixels, taps = len(targets), len(targets[0]), weights.taps
         if len(sources) != frames:
             raise RuntimeError(f"a kernel was given {len(sources)} frames to read and {frames} to write")
-        read = _table("source", sources, self._dtype, pixels, weights.inputs)
-        written = _table("target", targets, self._dtype, pixels, weights.outputs)
+        read = table("source", sources, self._dtype, pixels, weights.inputs)
+        written = table("target", targets, self._dtype, pixels, weights.outputs)
         places = read.ctypes.data, written.ctypes.data, written.ctypes.data if add else 0
         rest = None if weights.direct else frames % (4 if taps == 3 else 1)
         block = direct_block(weights.inputs, taps, pairs=self._pairs) if weights.direct else BLOCK
@@ -395,62 +391,7 @@ class NativeKernels:
         return scratch_bytes(weights.inputs, weights.outputs, POINTS[weights.taps], fixed=self._fixed)
 
 
-def _tiles(rows: Span, width: int) -> Span:
-    """The tiles of filtering that lie in some rows."""
-    across = -(-width // TILE)
-    return Span(rows.first // TILE * across, -(-rows.last // TILE) * across)
-
-
-@lru_cache(maxsize=4096)
-def _pixels(tiles: Span, height: int, width: int) -> int:
-    """Those of a range of tiles, which may reach over the right and the lower border of a picture."""
-    across = -(-width // TILE)
-    numbers = np.arange(tiles.first, tiles.last)
-    tall = np.minimum(TILE, height - numbers // across * TILE)
-    return int((tall * np.minimum(TILE, width - numbers % across * TILE)).sum())
-
-
 def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     """The bias, which every convolution of the network has."""
     assert conv.bias is not None
     return conv.bias
-
-
-def address(operand: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
-    """Where the values of an operand begin that native code reads or writes as `shape` of `dtype`, row after row.
-
-    Native code looks at nothing itself: whatever is handed to it passes here.
-
-    Raises:
-        RuntimeError: the operand is something else; native code would run past its end.
-    """
-    if (
-        tensor is None
-        or tensor.shape != shape
-        or tensor.dtype != dtype
-        or tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-    ):
-        found = "nothing" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-        raise RuntimeError(f"a kernel reads {operand} as {shape} of {dtype}, contiguous; it is {found}")
-    return tensor.data_ptr()
-
-
-def _check_rows(source: Rows, target: Rows, enlarge: int) -> None:
-    """Whether the kernel's tiles end where the target does, and the source has every row that they read."""
-    first, end, height = target.first, target.first + len(target.data), target.height
-    whole = first % TILE == 0 and (end % TILE == 0 or end == height) and 0 <= first < end <= height
-    top, bottom = max(0, first - 1) >> enlarge, min(end, height - 1) >> enlarge
-    there = 0 <= source.first <= top and bottom < source.first + len(source.data) <= source.height
-    if not whole or not there or source.height << enlarge != height or target.data.shape[1] & enlarge:
-        raise RuntimeError(
-            f"a kernel writes rows {first} to {end} of {height} from rows {source.first} to "
-            f"{source.first + len(source.data)} of {source.height}, enlarged by {1 << enlarge}"
-        )
-
-
-def _table(
-    operand: str, tensors: Sequence[Tensor], dtype: torch.dtype, *shape: int
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The addresses of the frames of a clip."""
-    return np.array([address(operand, tensor, dtype, *shape) for tensor in tensors], dtype=np.int64)

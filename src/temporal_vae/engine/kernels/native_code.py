@@ -1,21 +1,23 @@
-"""The processor's own kernels, in two functions, each of which one thread runs over jobs in its own cache:
+"""The processor's own kernels; each runs over jobs, in the cache of one core.
 
 - `spatial`: 3x3 convolution of one frame, behind a nearest 2x enlargement or not;
+- `halve`: stride-2 3x3 convolution of one frame;
 - `temporal`: (3,1,1) convolution over the frames of a clip, or a 1x1 convolution.
 
 Each reads the stored activation, applies the pending norm (a scale and shift per channel) and SiLU, multiplies by the
 weights, adds bias and residual, gathers the float64 sums for the next norm and writes. Products come by Winograd
-filtering (`winograd_code.py`) or directly (`direct_code.py`).
+filtering (`winograd_code.py`) or directly (`direct_code.py`). `pack` brings weights into the order of either.
 """
 
 from __future__ import annotations
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import compiler
+from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.kernels.direct_code import DirectHalve, DirectSpatial, DirectTemporal
 from temporal_vae.engine.kernels.packing_code import PACK, PACK_JOB, PackDirect, PackFiltered
-from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
+from temporal_vae.engine.kernels.simd import Scalar, Value
 from temporal_vae.engine.kernels.winograd import F11, F43
 from temporal_vae.engine.kernels.winograd_code import WinogradSpatial, WinogradTemporal
 from temporal_vae.engine.processor import Machine
@@ -25,8 +27,11 @@ SPATIAL = (
     "source_row", "target_row", "weights", "factors", "bias", "inputs", "outputs", "height", "width", "enlarge", "tall",
     "wide", "block",
 )  # fmt: skip
-"""What the jobs of a sweep over space share. Where they are multiplied directly, `tall` and `wide` is the size of tiles;
-where they are halved, of the source, and `block` is how many pixels are staged."""
+"""What the jobs of a sweep over space share.
+
+`tall` and `wide` is the size of tiles that are multiplied directly, or of a source that is halved; `block` is how many
+pixels of that are staged.
+"""
 SPATIAL_JOB = ("source", "target", "residual", "scale", "shift", "sums", "first", "last", "k_first", "k_last")
 """A range of the tiles of one frame, of its rows where they are multiplied directly, or of its pixels where they are
 halved; and a range of outputs."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
+from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.simd import Scalar, Value
 from temporal_vae.engine.kernels.winograd import F43
 from temporal_vae.engine.kernels.winograd_code import transform
 from temporal_vae.engine.processor import Machine, multiplies_pairs
@@ -13,7 +14,9 @@ PACK_JOB = ("k",)
 
 
 class _Pack:
-    def __init__(self, b: Builder, machine: Machine, dtype: Scalar, taps: int, fields: dict[str, Value]) -> None:
+    def __init__(
+        self, b: Builder, machine: Machine, dtype: Scalar, taps: int, fields: dict[str, Value]
+    ) -> None:
         self.b, self.machine, self.dtype, self.taps, self.arg = b, machine, dtype, taps, fields
         self.factor = b.broadcast(fields["factor"])
         self.source = b.add(fields["weights"], b.mul(fields["k"], fields["k_stride"]))
@@ -52,7 +55,11 @@ class PackFiltered(_Pack):
         b, arg = self.b, self.arg
         panel = self.machine.columns * b.lanes
         number = b.ir.sdiv(arg["k"], b.integer(panel))
-        start = b.add(arg["values"], b.mul(number, arg["inputs"], panel * 4), b.mul(b.sub(arg["k"], b.mul(number, panel)), 4))
+        start = b.add(
+            arg["values"],
+            b.mul(number, arg["inputs"], panel * 4),
+            b.mul(b.sub(arg["k"], b.mul(number, panel)), 4),
+        )
         of_point = b.mul(arg["inputs"], arg["outputs"], 4)
         with b.loop(0, arg["inputs"]) as c:
             place = b.add(start, b.mul(c, panel * 4))
@@ -69,5 +76,7 @@ class PackFiltered(_Pack):
             return transform(b, F43.filter, values)
         down = [transform(b, F43.filter, values[column::3]) for column in range(3)]
         return [
-            point for row in range(F43.points) for point in transform(b, F43.filter, [one[row] for one in down])
+            point
+            for row in range(F43.points)
+            for point in transform(b, F43.filter, [one[row] for one in down])
         ]

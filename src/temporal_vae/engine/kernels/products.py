@@ -13,7 +13,8 @@ does; `bfloat16` factors, at the same rate, would round it ten times more, becau
 from __future__ import annotations
 
 from temporal_vae.engine.geometry import LINE, PAD
-from temporal_vae.engine.kernels.simd import Builder, Value
+from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.simd import Value
 from temporal_vae.engine.processor import Machine
 
 CHUNK = 64  # inputs whose products are summed in integers; then the sums go on in float32

@@ -1,8 +1,8 @@
 """Convolutions by Winograd filtering, with all that surrounds them in the same sweep.
 
 - `WinogradSpatial`: 3x3 convolution of one frame, four by four outputs from six by six inputs;
-- `WinogradTemporal`: (3,1,1) convolution over the frames of a clip, four outputs from six inputs; with `F11` in place of
-  `F43` a 1x1 convolution.
+- `WinogradTemporal`: (3,1,1) convolution over the frames of a clip, four outputs from six inputs; with `F11` in place
+  of `F43` a 1x1 convolution.
 
 Blocks of tiles are transformed, multiplied by the transformed weights (`products.py`) and transformed back in the cache
 of one core.
@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK
+from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.emitter import Emitter
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
-from temporal_vae.engine.kernels.simd import Builder, Scalar, Value
+from temporal_vae.engine.kernels.simd import Scalar, Value
 from temporal_vae.engine.kernels.winograd import F43, Matrix, Winograd, shortened
 from temporal_vae.engine.processor import Machine
 

@@ -1,0 +1,71 @@
+"""The pass of attention: each frame over its own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from temporal_vae.engine.gate import is_plain
+from temporal_vae.engine.geometry import QUERIES, spans
+from temporal_vae.engine.passes import Context
+from temporal_vae.engine.stats import Affine, Moments, affine, stack
+from temporal_vae.engine.storage import Activations, Pool
+
+
+def attend(
+    context: Context,
+    attention: Attention,
+    state: Activations,
+    frames: Sequence[int],
+    *,
+    moments: Moments,
+    work: int,
+) -> Moments:
+    """Attention of each frame over its own pixels, by the processor that the model was given; moments `(t, c)`.
+
+    Args:
+        context: the surroundings.
+        attention: what is computed.
+        state: what is read and added to.
+        frames: which frames.
+        moments: of these frames, for the norm.
+        work: multiply-adds for each pixel.
+    """
+    gathered = []
+    for position, frame in enumerate(frames):
+        with state.borrow(frame, context.pool) as values:
+            if is_plain(attention):
+                norm = affine(moments.of([position]), cast("nn.GroupNorm", attention.group_norm))
+                add_attention(values, attention, norm, context.pool)
+            else:
+                result = attention(values.permute(2, 0, 1)[None])
+                values.copy_(result[0].permute(1, 2, 0))
+            gathered.append(Moments.of_values(values.view(1, -1, state.channels)))
+        context.advance(state.height * state.width * work)
+    return stack(gathered)
+
+
+def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool) -> None:
+    """Add to a frame `(h, w, c)` what its attention makes of it; `norm` is the GroupNorm that comes first."""
+    pixels = frame.view(-1, frame.shape[-1])
+    parts = [pixels[span.first : span.last] for span in spans(len(pixels), QUERIES)]
+    normal, keys, values = rooms = [pool.take(pixels.shape, pixels.dtype) for _ in range(3)]
+    offset = 0
+    for part in parts:
+        wide = part.to(norm.scale.dtype)
+        normal[offset : offset + len(part)] = torch.addcmul(norm.shift, wide, norm.scale)
+        offset += len(part)
+    for projection, target in ((attention.to_k, keys), (attention.to_v, values)):
+        torch.addmm(projection.bias, normal, projection.weight.T, out=target)
+    leave = cast("nn.Linear", attention.to_out[0])
+    for part, queries in zip(parts, normal.split([len(part) for part in parts]), strict=True):
+        asked = attention.to_q(queries)
+        found = F.scaled_dot_product_attention(asked[None, None], keys[None, None], values[None, None])
+        part += leave(found[0, 0])
+    for room in rooms:
+        pool.give(room)
