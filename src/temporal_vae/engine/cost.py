@@ -29,7 +29,7 @@ from temporal_vae.engine.geometry import (
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
 
 MIB = 2**20
-FIRST_USE = {"float32": 96 * MIB, "int16": 108 * MIB, "bfloat16": 96 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 96 * MIB, "int16": 108 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
@@ -37,7 +37,9 @@ STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enou
 TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
 PANEL = WIDEST_INPUT = 32  # channels that the native kernels write and read at least
 ATTENTION_COPIES = 3  # activations of a frame that attention holds besides its input: normal, keys, values
-REPACKED = 2  # and of keys and values again, as torch lays 16-bit types out for its products
+REPACKED = (
+    2  # and of keys and values again, as torch lays 16-bit types out for its products; three times so for AMX
+)
 ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
 ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
 SUMS = 3  # arrays as large as the sums of jobs that are held while those are merged
@@ -263,7 +265,8 @@ class Workload:
         """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
         frame = state.values * self.item
         queries = min(QUERIES, state.values // state.channels) * state.channels * max(self.item, 4)
-        repacked = REPACKED * frame if self.item == 2 else 0
+        copies = 3 * REPACKED if self.arithmetic == "bfloat16" else REPACKED
+        repacked = copies * frame if self.item == 2 else 0
         pooled = (ATTENTION_COPIES + (state.keep == "spilled")) * frame
         return pooled, repacked + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
 
