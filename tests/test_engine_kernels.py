@@ -407,9 +407,10 @@ def test_which_kernels(monkeypatch):
 # One vector at a time
 
 
-def vectorised(emit, lanes=16):
+def vectorised(emit, lanes=None):
     """A function on arrays from an emitter of one vector: `emit(builder, source, target)` with addresses."""
     here = processor.host()
+    lanes = lanes or here.lanes  # some words are there for this processor's registers only
     machine = replace(here, lanes=lanes, rows=1, columns=1)
 
     def loop(b, machine, source, target, count, source_step, target_step):
