@@ -27,7 +27,7 @@ def kernels(monkeypatch):
     def enter(*_):
         raise AssertionError("native code was entered")
 
-    for name in ("spatial", "temporal"):
+    for name in ("spatial", "temporal", "halve"):
         monkeypatch.setattr(native_code, name, lambda *_: enter)
     return NativeKernels(torch.float32, Workers(1, CPU))
 
@@ -153,6 +153,20 @@ TEMPORAL = {
 def test_temporal(kernels, broken):
     with pytest.raises(RuntimeError, match="a kernel"):
         call_temporal(kernels, temporal_weights(kernels), **broken)
+
+
+@torch.no_grad()
+def test_sweeps(kernels):
+    """An enlarged frame has twice the rows and columns; a halved one half of them."""
+    scratch, small, wide = [room()], noise(6, 8, 32), torch.zeros(13, 17, 64)
+    weights = kernels.spatial_weights(randomise(nn.Conv2d(32, 64, 3)), room(), 1, enlarge=True)
+    for target in (wide[:, :16].contiguous(), wide[:12].contiguous(), wide):
+        with pytest.raises(RuntimeError, match="a kernel"):
+            kernels.sweep_space([small], [target], weights, None, scratch, print)
+    halving = kernels.strided_weights(randomise(nn.Conv2d(32, 64, 3)), room(), 1)
+    for target in (torch.zeros(3, 5, 64), torch.zeros(4, 4, 64)):
+        with pytest.raises(RuntimeError, match="a kernel"):
+            kernels.sweep_halving([small], [target], halving, scratch, print)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from temporal_vae.engine.geometry import (
 )
 from temporal_vae.engine.kernels import Progress, native_code
 from temporal_vae.engine.kernels.compiler import Sweep
-from temporal_vae.engine.kernels.operands import address, check_rows, pixels_of, table, tiles_of
+from temporal_vae.engine.kernels.operands import address, check_rows, pixels_of, run_sweep, table, tiles_of
 from temporal_vae.engine.kernels.packing import Packing, side_by_side
 from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.stats import Affine, Moments
@@ -252,13 +252,14 @@ class NativeKernels:
         read = (height >> enlarge, width >> enlarge, weights.inputs)
         jobs = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            check_rows(Rows(source, 0, read[0]), Rows(target, 0, height), enlarge)
             begin = address("source", source, self._dtype, *read)
             output = address("target", target, self._dtype, *shape)
             pending = self._pending(weights, None if affine is None else affine.of(index))
             for position, part in enumerate(parts):
                 place = (begin, output, output if add else 0, *pending, sums[index, position].data_ptr())
                 jobs.append((*place, part.first, part.last))
-        self._together(call, self._split(jobs, outputs), scratch, progress)
+        self._together(call, jobs, outputs, scratch, progress)
         return Moments.of_jobs(torch.tensor(counts), sums)
 
     def sweep_halving(
@@ -289,7 +290,7 @@ class NativeKernels:
             )
             for position, part in enumerate(parts):
                 jobs.append((*places, 0, 0, 0, sums[index, position].data_ptr(), part.first, part.last))
-        self._together(call, self._split(jobs, outputs), scratch, progress)
+        self._together(call, jobs, outputs, scratch, progress)
         return Moments.of_jobs(torch.tensor([len(part) for part in parts]), sums)
 
     def sweep_time(
@@ -310,22 +311,22 @@ class NativeKernels:
         parts = parts_of_a_clip(pixels, len(targets), outputs, self._workers.count, call.fields[-1])
         sums = torch.zeros((len(parts), len(targets), 2, outputs), dtype=torch.float64)
         jobs = [(sums[i].data_ptr(), part.first, part.last) for i, part in enumerate(parts)]
-        self._together(call, self._split(jobs, outputs), scratch, progress)
+        self._together(call, jobs, outputs, scratch, progress)
         return Moments.of_jobs(torch.tensor([len(part) for part in parts]), sums.transpose(0, 1))
 
-    def _split(self, jobs: Sequence[tuple[int, ...]], outputs: int) -> list[tuple[int, ...]]:
-        """Give each job a range of outputs; where there are few jobs, several share one."""
-        panel = self.outputs_multiple
-        ranges = shares(outputs, panel, max(1, 2 * self._workers.count // len(jobs)))
-        return [(*job, part.first, part.last) for job in jobs for part in ranges]
-
     def _together(
-        self, call: _Call, jobs: list[tuple[int, ...]], scratch: Sequence[Scratch], progress: Progress
+        self,
+        call: _Call,
+        jobs: Sequence[tuple[int, ...]],
+        outputs: int,
+        scratch: Sequence[Scratch],
+        progress: Progress,
     ) -> None:
+        """Do jobs, each with a range of outputs; where there are few jobs, several share one."""
+        ranges = shares(outputs, self.outputs_multiple, max(1, 2 * self._workers.count // len(jobs)))
+        split = [(*job, part.first, part.last) for job in jobs for part in ranges]
         rooms = [one.reset().take((call.room,), torch.uint8).data_ptr() for one in scratch]
-        fields, records, ticket = (torch.tensor(values) for values in (call.fields, jobs, (0,)))
-        addresses = fields.data_ptr(), records.data_ptr(), len(jobs), ticket.data_ptr()
-        self._workers.sweep(lambda worker: call.code(*addresses, rooms[worker]), len(jobs), ticket, progress)
+        run_sweep(self._workers, call.code, call.fields, split, rooms, progress)
 
     # What kernels are called with
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from temporal_vae.engine.geometry import TILE, Span
+from temporal_vae.engine.kernels import Progress
+from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.storage import Rows
+from temporal_vae.engine.workers import Workers
 
 
 def address(operand: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
@@ -44,6 +47,20 @@ def check_rows(source: Rows, target: Rows, enlarge: int) -> None:
             f"a kernel writes rows {first} to {end} of {height} from rows {source.first} to "
             f"{source.first + len(source.data)} of {source.height}, enlarged by {1 << enlarge}"
         )
+
+
+def run_sweep(
+    workers: Workers,
+    code: Sweep,
+    fields: Sequence[int],
+    jobs: Sequence[Sequence[int]],
+    rooms: Sequence[int],
+    progress: Progress,
+) -> None:
+    """Run a kernel over jobs with all workers, each with scratch at one of `rooms`."""
+    shared, records, ticket = (torch.tensor(values) for values in (fields, jobs, [0]))
+    addresses = shared.data_ptr(), records.data_ptr(), len(jobs), ticket.data_ptr()
+    workers.sweep(lambda worker: code(*addresses, rooms[worker]), len(jobs), ticket, progress)
 
 
 def table(

@@ -14,6 +14,7 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import POINTS
 from temporal_vae.engine.kernels import native_code
 from temporal_vae.engine.kernels.compiler import Sweep
+from temporal_vae.engine.kernels.operands import run_sweep
 from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
 from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.kernels.winograd import F11, F43
@@ -61,13 +62,9 @@ class Packing:
         outputs, inputs, _ = weight.shape
         scale = torch.ones(1) if factor is None else factor.detach().float().reshape(1)
         strides = [stride * weight.element_size() for stride in weight.stride()]
-        fields = torch.tensor(
-            [weight.data_ptr(), *strides, scale.data_ptr(), values.data_ptr(), inputs, outputs]
-        )
-        jobs = torch.arange(0, outputs, self._lanes)
-        ticket = torch.zeros(1, dtype=torch.int64)
-        addresses = fields.data_ptr(), jobs.data_ptr(), len(jobs), ticket.data_ptr(), 0
-        workers.sweep(lambda worker: code(*addresses), len(jobs), ticket, lambda share: None)
+        fields = [weight.data_ptr(), *strides, scale.data_ptr(), values.data_ptr(), inputs, outputs]
+        jobs = [(k,) for k in range(0, outputs, self._lanes)]
+        run_sweep(workers, code, fields, jobs, [0] * workers.count, lambda share: None)
 
     @staticmethod
     def _name(weight: Tensor) -> Scalar:

@@ -70,8 +70,6 @@ class PackFiltered(_Pack):
         """The transformed taps."""
         b = self.b
         values = [self.tap(c, tap) for tap in range(self.taps)]
-        if self.taps == 1:
-            return values
         if self.taps == 3:
             return transform(b, F43.filter, values)
         down = [transform(b, F43.filter, values[column::3]) for column in range(3)]

@@ -17,9 +17,8 @@ Scalar = Literal["float32", "bfloat16", "float16"]
 Value = Any  # an `ir.Value`; llvmlite ships no types
 
 
-I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+I16, I32, I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-POINTER = I64  # addresses travel as integers
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
 
