@@ -29,7 +29,9 @@ def kernels(monkeypatch):
 
     for name in ("spatial", "temporal", "halve"):
         monkeypatch.setattr(native_code, name, lambda *_: enter)
-    return NativeKernels(torch.float32, Workers(1, CPU))
+    kernels = NativeKernels(torch.float32, Workers(1, CPU))
+    kernels.sums.resize(2**22)
+    return kernels
 
 
 def room():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.engine import attention, passes, processor, run, storage
-from temporal_vae.engine.kernels import native_code
+from temporal_vae.engine.kernels import crew, native_code
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.stats import Moments
 from temporal_vae.engine.storage import SpillFile
@@ -36,16 +36,13 @@ MODELS = [empty(*options) for options in CONFIGS]
 
 
 class Idle:
-    """Workers that neither pack weights nor sweep."""
+    """Workers that pack no weights."""
 
     def __init__(self, count):
         self.count = count
 
     def run(self, work, jobs):
         return []
-
-    def sweep(self, work, jobs, ticket, progress):
-        pass
 
 
 class Counted(mmap):
@@ -83,11 +80,12 @@ def _nothing_is_computed():
         return Moments(state.height * state.width, zeros, zeros)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kernel in ("spatial", "temporal", "pack"):
+        for kernel in ("spatial", "temporal", "halve", "pack", "merge"):
             patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
         patch.setattr(
             run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count))
         )
+        patch.setattr(crew.Crew, "sweep", lambda *_: None)
         patch.setattr(run, "spill_file", spill_file)
         patch.setattr(storage, "mmap", Counted)
         patch.setattr(attention, "attend", attend)
@@ -130,7 +128,7 @@ def test_every_plan_has_room(model, dtype, frames, size, workers, share, decodes
 
 
 def counted(load, plan):
-    """Bytes of activations, scratch and packed weights at the worst moment of a plan."""
+    """Bytes of activations, scratch, packed weights and sums at the worst moment of a plan."""
     rungs = [level.rung for level in plan.levels]
     costs = [load.cost(index, rung, rungs[max(0, index - 1)].state) for index, rung in enumerate(rungs)]
-    return max(cost.alive + plan.workers * cost.scratch + cost.weights for cost in costs)
+    return max(cost.alive + plan.workers * cost.scratch + cost.weights + cost.sums for cost in costs)

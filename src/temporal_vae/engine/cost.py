@@ -42,7 +42,6 @@ REPACKED = (
 )
 ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
 ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
-SUMS = 3  # arrays as large as the sums of jobs that are held while those are merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +52,7 @@ class Cost:
     alive: int  # of these, activations
     scratch: int  # bytes of each worker
     weights: int  # bytes of the packed weights that are held at once
+    sums: int  # bytes of the sums of the jobs of a pass
     work: int  # multiply-adds of a clip
     again: int  # of these, those that are done a second time
     spilled: int  # bytes of the file
@@ -68,6 +68,7 @@ class _StepCost:
     besides: int  # bytes of temporaries
     scratch: int
     weights: int
+    sums: int
     work: int
     again: int
 
@@ -165,7 +166,7 @@ class Workload:
         """The fold over the steps of a level."""
         known: dict[Layer, _StepCost] = {}
         spilled: dict[int, int] = {}  # frames in the file at once, by their size
-        alive = pool = scratch = weights = work = again = 0
+        alive = pool = scratch = weights = sums = work = again = 0
         for layer in layers:
             if layer not in known:
                 step = layer.step(level)
@@ -177,13 +178,15 @@ class Workload:
             alive = max(alive, cost.alive + pool + cost.besides)
             pool = 0 if cost.makes else pool
             scratch, weights = max(scratch, cost.scratch), max(weights, cost.weights)
+            sums = max(sums, cost.sums)
             work, again = work + cost.work, again + cost.again
-        tensors = written + alive + self._work_memory(scratch, weights)
+        tensors = written + alive + self._work_memory(scratch, weights + sums)
         return Cost(
             peak=int(tensors * SLACK) + FIRST_USE[self.arithmetic],
             alive=alive,
             scratch=scratch,
             weights=weights,
+            sums=sums,
             work=work,
             again=again,
             spilled=sum(nbytes * frames for nbytes, frames in spilled.items()),
@@ -203,7 +206,7 @@ class Workload:
         if makes:  # group by group the one comes and the other goes
             alive = max(alive + together * made, together * state + self.frames * made)
         pooled, besides = together * (self._held(step.hidden) + self._held(step.enlarged)), 0
-        work = again = 0
+        sums = work = again = 0
         for one in step.passes:
             done = self.frames * step.size[0] * step.size[1] * one.work
             target = step.place(one.target)
@@ -213,7 +216,7 @@ class Workload:
                 assert step.state is not None
                 pooled, besides = self._attention(step.state)
             elif self.native and one.kind in ("spatial", "enlarge", "halve", "temporal"):
-                besides = max(besides, SUMS * self._sums(step, one, together))
+                sums = max(sums, self._sums(step, one, together))
             elif one.kind == "finish":
                 channels = finish_channels(one.outputs)
                 run = self._run(step.size, channels)
@@ -225,19 +228,28 @@ class Workload:
             besides=besides,
             scratch=max(self._scratch(step, one) for one in step.passes),
             weights=sum(self._weights(step, one) for one in step.passes) if self.native else 0,
+            sums=sums,
             work=work,
             again=again,
         )
 
     def _sums(self, step: Step, one: Pass, together: int) -> int:
-        """Bytes of the sums of a sweep over whole frames."""
+        """Bytes of the sums of a sweep over whole frames, and of the one for its shortcut."""
         (height, width), (inputs, taps, direct) = step.size, self._product(step, one)
-        if one.kind not in ("halve", "temporal"):
-            parts = parts_of_a_frame(height, width, one.inputs, self.workers, direct=direct, pairs=self.pairs)
-        else:
+
+        def over_time(inputs: int, taps: int, direct: bool) -> int:
             block = direct_block(inputs, taps, pairs=self.pairs) if direct else BLOCK
-            parts = parts_of_a_clip(height * width, together, one.outputs, self.workers, block)
-        return sums_bytes(len(parts), together, one.outputs)
+            return len(parts_of_a_clip(height * width, together, one.outputs, self.workers, block))
+
+        if one.kind in ("halve", "temporal"):
+            parts = over_time(inputs, taps, direct)
+        else:
+            parts = len(
+                parts_of_a_frame(height, width, inputs, self.workers, direct=direct, pairs=self.pairs)
+            )
+        if one.shortcut is not None:
+            parts = max(parts, over_time(inputs, 1, self._is_direct(step, 1)))
+        return sums_bytes(parts, together, _padded(one.outputs, PANEL))
 
     def _held(self, activation: Activation | None) -> int:
         """Bytes of a frame in memory."""

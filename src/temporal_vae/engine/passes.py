@@ -66,6 +66,8 @@ class Context:
         for scratch in self.scratch:
             scratch.resize(level.scratch_bytes)
         self.weights.resize(level.weights_bytes)
+        if self.kernels.sweeps:
+            _sweeps(self).sums.resize(level.sums_bytes)
 
     def activations(self, shape: tuple[int, int, int, int], *, spilled: bool) -> Activations:
         """Room for activations `(t, h, w, c)`."""

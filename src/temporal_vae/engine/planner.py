@@ -34,6 +34,7 @@ class LevelPlan:
     rung: Rung  # where its activations are kept
     scratch_bytes: int  # of each worker
     weights_bytes: int  # of the packed weights that are held at once
+    sums_bytes: int  # of the jobs of a pass
     pixels: int  # of all frames that weights are packed for
     steps: tuple[Step, ...] = field(repr=False)
 
@@ -309,6 +310,7 @@ def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
                 rung=rung,
                 scratch_bytes=cost.scratch,
                 weights_bytes=cost.weights,
+                sums_bytes=cost.sums,
                 pixels=load.pixels(load.sizes[index]),
                 steps=tuple(load.steps(index, rung, before)),
             )

@@ -98,7 +98,7 @@ class _Clip:
     """A clip on its way through a network: its state after the steps so far, and the moments of that."""
 
     def __init__(self, context: Context, network: nn.Module, source: Tensor, target: Tensor) -> None:
-        self._context, self._network = context, network
+        self._context, self._modules = context, dict(network.named_modules())
         self._source, self._target = source, target
         self._count = source.shape[0]
         self._state: Activations | None = None
@@ -194,10 +194,10 @@ class _Clip:
 
     def _module(self, name: str) -> nn.Module:
         """A part of the network that a step names."""
-        try:
-            return self._network.get_submodule(name)
-        except AttributeError as error:
-            raise RuntimeError(f"the schedule reads {name}, which this network does not have") from error
+        found = self._modules.get(name)
+        if found is None:
+            raise RuntimeError(f"the schedule reads {name}, which this network does not have")
+        return found
 
     def _pack(self, one: Pass, level: LevelPlan, room: Scratch) -> _Packed:
         """The weights of a pass, and of its shortcut."""

@@ -34,20 +34,6 @@ class Moments:
         return cls(count, mean, (squares - total * mean).clamp_(min=0))
 
     @classmethod
-    def of_jobs(cls, counts: Tensor, sums: Tensor) -> Moments:
-        """From float64 sums and sums of squares of jobs, `(t, jobs, 2, c)`, of `(jobs,)` values each.
-
-        Chan's formula for all jobs of a frame at once.
-        """
-        count = int(counts.sum())
-        total, squares = sums.unbind(2)
-        each = counts[:, None]
-        means = total / each
-        mean = total.sum(1) / count
-        own = (squares - total * means).clamp_(min=0).sum(1)
-        return cls(count, mean, own + (each * (means - mean[:, None]).square_()).sum(1))
-
-    @classmethod
     def of_values(cls, values: Tensor) -> Moments:
         """Of `(t, n, c)` values."""
         count = values.shape[1]
@@ -128,11 +114,11 @@ class Affine:
 
 def affine(moments: Moments, norm: nn.GroupNorm) -> Affine:
     """Turn a GroupNorm over values with these moments into one scale and one shift per channel."""
-    mean = moments.mean.unflatten(1, (norm.num_groups, -1))  # (t, groups, channels of a group)
-    m2 = moments.m2.unflatten(1, (norm.num_groups, -1))
-    center = mean.mean(2, keepdim=True)
-    variance = (m2.mean(2, keepdim=True) / moments.count) + (mean - center).square().mean(2, keepdim=True)
-    scale = torch.rsqrt(variance + norm.eps).expand_as(mean).flatten(1) * norm.weight.double()
-    shift = norm.bias.double() - center.expand_as(mean).flatten(1) * scale
+    shape = len(moments.mean), norm.num_groups, -1  # channels of a group last
+    spread, center = torch.var_mean(moments.mean.view(shape), 2, correction=0, keepdim=True)
+    variance = moments.m2.view(shape).mean(2, keepdim=True) / moments.count + spread
+    weight, bias = (one.double().view(shape[1:]) for one in (norm.weight, norm.bias))
+    scale = torch.rsqrt(variance + norm.eps) * weight
+    shift = bias - center * scale
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)
-    return Affine(scale.to(dtype).contiguous(), shift.to(dtype).contiguous())
+    return Affine(scale.flatten(1).to(dtype), shift.flatten(1).to(dtype))

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from threading import Event, Lock
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from temporal_vae.engine.threads import use_one_torch_thread
 
-SECONDS = 0.25  # between two looks at how far a sweep is
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -31,18 +29,28 @@ class Workers:
         self.count = count
         self._device = device
         self._pool: ThreadPoolExecutor | None = None
+        self._until_end = ExitStack()
         cuda = device.type == "cuda"
         self._streams = [torch.cuda.Stream(device) for _ in range(count)] if cuda else None
 
     @contextmanager
     def at_work(self) -> Iterator[Workers]:
         """Start the threads, and end them afterwards."""
-        with ThreadPoolExecutor(self.count, "temporal-vae", initializer=use_one_torch_thread) as pool:
+        with (
+            ThreadPoolExecutor(self.count, "temporal-vae", initializer=use_one_torch_thread) as pool,
+            self._until_end,
+        ):
             self._pool = pool
             try:
                 yield self
             finally:
                 self._pool = None
+
+    def at_end(self, callback: Callable[[], object]) -> bool:
+        """Call back when the threads end; false if they have not begun."""
+        if self._pool is not None:
+            self._until_end.callback(callback)
+        return self._pool is not None
 
     def run(self, work: Callable[[Job, int], Result], jobs: Sequence[Job]) -> list[Result]:
         """`[work(job, worker) for job in jobs]`, side by side; results in the order of the jobs."""
@@ -100,32 +108,6 @@ class Workers:
             for stream in self._streams or ():
                 torch.cuda.current_stream(self._device).wait_stream(stream)
         hand_over()
-
-    def sweep(
-        self, work: Callable[[int], object], jobs: int, ticket: Tensor, progress: Callable[[float], object]
-    ) -> None:
-        """`work(worker)` in every worker, which takes jobs until `ticket` has counted all of them.
-
-        `progress` is told of shares of the work that are done, all of them one.
-        """
-        told = 0.0
-        loops = [] if self._pool is None else [
-            self._pool.submit(work, worker) for worker in range(min(self.count, jobs))
-        ]  # fmt: skip
-        try:
-            if not loops:
-                work(0)
-            while wait(loops, SECONDS).not_done:
-                done = max(0, min(int(ticket), jobs) - len(loops)) / jobs
-                progress(done - told)
-                told = done
-            while loops:
-                loops.pop().result()
-        finally:
-            ticket.fill_(jobs)  # an error or an interrupt of the caller ends the sweep
-            wait(loops)
-            loops.clear()
-        progress(1.0 - told)
 
     def _stream(self, worker: int) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._streams[worker]) if self._streams else nullcontext()

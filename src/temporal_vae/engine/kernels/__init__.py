@@ -93,6 +93,8 @@ class Sweeping(Kernels[W], Protocol[W]):
     `scratch`: one for each worker. `progress`: told of shares of the work that are done.
     """
 
+    sums: Scratch  # of the jobs of a sweep
+
     def sweep_space(
         self, sources: Sequence[Tensor], targets: Sequence[Tensor], weights: W, affine: Affine | None,
         scratch: Sequence[Scratch], progress: Progress, *, add: bool = False,

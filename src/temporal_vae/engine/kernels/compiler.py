@@ -19,11 +19,12 @@ from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.simd import I64, Value
 from temporal_vae.engine.processor import Machine
 
-Sweep = Callable[[int, int, int, int, int], None]
-"""`sweep(call, jobs, count, ticket, scratch)`, all of them addresses but `count`.
+Sweep = Callable[[int, int, int, int, int, int], None]
+"""`sweep(call, jobs, count, ticket, scratch, most)`, all of them addresses but `count` and `most`.
 
 `call` holds the fields that all jobs share, `jobs` those of each of `count` jobs, as 64-bit integers; `ticket` the
-number of the next job, which several threads count up; `scratch` belongs to the calling thread.
+number of the next job, which several threads count up; `scratch` belongs to the calling thread, which takes at most
+`most` jobs.
 """
 Emit = Callable[..., None]
 
@@ -41,17 +42,25 @@ def sweep(emit: Emit, call: Sequence[str], job: Sequence[str], machine: Machine,
 
     def emit_all(b: Builder, machine: Machine, **given: Value) -> None:
         shared = {field: b.word(b.add(given["call"], 8 * i)) for i, field in enumerate(call)}
-        with b.turns(given["ticket"], given["count"]) as index:
+        with b.turns(given["ticket"], given["count"], given["most"]) as index:
             place = b.add(given["jobs"], b.mul(index, 8 * len(job)))
             own = {field: b.word(b.add(place, 8 * i)) for i, field in enumerate(job)}
             emit(b, machine, scratch=given["scratch"], **shared, **own)
 
+    return function(emit_all, _SWEEP, machine, *name)
+
+
+def function(emit: Emit, arguments: Sequence[str], machine: Machine, *name: object) -> Callable[..., None]:
+    """What `compiled` makes, loaded; from the cache, if it was made on this machine before.
+
+    `name` tells it from others, together with the sources.
+    """
     key = ("kernel", *name, machine, llvmlite.__version__, llvm.llvm_version_info)
     code = cache.read(*key)
     if code is None:
-        code = compiled(emit_all, _SWEEP, machine)
+        code = compiled(emit, arguments, machine)
         cache.keep(code, *key)
-    return loaded(code, len(_SWEEP))
+    return loaded(code, len(arguments))
 
 
 def compiled(emit: Emit, arguments: Sequence[str], machine: Machine) -> bytes:
@@ -94,6 +103,6 @@ def _target(machine: Machine | None) -> Any:
     return llvm.Target.from_default_triple().create_target_machine(**features, opt=3, jit=True)
 
 
-_SWEEP = ("call", "jobs", "count", "ticket", "scratch")
+_SWEEP = ("call", "jobs", "count", "ticket", "scratch", "most")
 _SYMBOL = "kernel"
 _ALIVE: list[Any] = []  # code lives as long as the engine that holds it

@@ -22,6 +22,14 @@ class Emitter:
         self.arg = arguments
         self.bytes = ITEMSIZE[dtype]
 
+    def clear_sums(self, frames: Value | int = 1) -> None:
+        """Begin a job with sums of zero, for its outputs `[k_first, k_last)`."""
+        b, arg = self.b, self.arg
+        with b.loop(0, b.mul(frames, 2)) as row, b.loop(arg["k_first"], arg["k_last"], b.lanes) as k:
+            place = b.add(arg["sums"], b.mul(b.add(b.mul(row, arg["outputs"]), k), 8))
+            for half in range(2):
+                b.store_wide(b.wide_zero, b.add(place, half * b.lanes // 2 * 8))
+
     def activated(self, address: Value, scale: Value, shift: Value, *, rough: bool = False) -> Value:
         """One vector of the stored activation after the pending norm and SiLU."""
         x = self.b.load(address, self.dtype)

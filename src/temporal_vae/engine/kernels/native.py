@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from temporal_vae.engine.geometry import (
 )
 from temporal_vae.engine.kernels import Progress, native_code
 from temporal_vae.engine.kernels.compiler import Sweep
-from temporal_vae.engine.kernels.operands import address, check_rows, pixels_of, run_sweep, table, tiles_of
+from temporal_vae.engine.kernels.crew import ALL, Crew
+from temporal_vae.engine.kernels.operands import address, check_rows, table, tiles_of
 from temporal_vae.engine.kernels.packing import Packing, side_by_side
 from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.stats import Affine, Moments
@@ -70,7 +72,8 @@ class NativeKernels:
         self._packing = Packing(machine, dtype)
         self.inputs_multiple = self._packing.inputs_multiple
         self.outputs_multiple = self._packing.outputs_multiple
-        self._workers = workers
+        self.sums = Scratch(torch.device("cpu"))
+        self._crew = Crew(workers)
         self._dtype = dtype
         self._name: Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
         self._pairs = processor.multiplies_pairs(self._name)
@@ -133,7 +136,7 @@ class NativeKernels:
             bias = bias * factor
         direct = not self._filters(pixels, taps)
         pack = self._packing.direct if direct else self._packing.filtered
-        values, factors = pack(weight, factor, room, self._workers)
+        values, factors = pack(weight, factor, room, self._crew)
         return PackedWeights(
             values=values,
             factors=factors,
@@ -169,7 +172,7 @@ class NativeKernels:
         output = address("target", target.data, self._dtype, rows, width, outputs) - target.first * target_row
         read = (len(source.data), width >> enlarge, weights.inputs)
         begin = address("source", source.data, self._dtype, *read) - source.first * source_row
-        sums = torch.zeros((1, 2, outputs), dtype=torch.float64)
+        sums = torch.empty((1, 2, outputs), dtype=torch.float64)
         part = Span(target.first, target.first + rows)
         if not weights.direct:
             part = tiles_of(part, width)
@@ -208,14 +211,14 @@ class NativeKernels:
     ) -> Moments:
         pixels = len(targets[0])
         call, _tables = self._over_time(sources, targets, weights, affine, add=add)
-        sums = torch.zeros((len(targets), 2, weights.outputs), dtype=torch.float64)
+        sums = torch.empty((len(targets), 2, weights.outputs), dtype=torch.float64)
         self._alone(call, (sums.data_ptr(), 0, pixels, 0, weights.outputs), scratch)
         return Moments.of_sums(pixels, sums)
 
     def _alone(self, call: _Call, job: tuple[int, ...], scratch: Scratch) -> None:
         room = scratch.take((call.room,), torch.uint8)
         fields, jobs, ticket = (torch.tensor(values) for values in (call.fields, job, (0,)))
-        call.code(fields.data_ptr(), jobs.data_ptr(), 1, ticket.data_ptr(), room.data_ptr())
+        call.code(fields.data_ptr(), jobs.data_ptr(), 1, ticket.data_ptr(), room.data_ptr(), ALL)
 
     # Whole frames
 
@@ -244,23 +247,19 @@ class NativeKernels:
         height, width, _ = targets[0].shape
         outputs, enlarge = weights.outputs, int(weights.enlarge)
         call = self._over_space(weights, affine is not None, height, width)
-        workers, direct = self._workers.count, weights.direct
-        parts = parts_of_a_frame(height, width, weights.inputs, workers, direct=direct, pairs=self._pairs)
-        counts = [len(part) * width if direct else pixels_of(part, height, width) for part in parts]
-        sums = torch.zeros((len(targets), len(parts), 2, outputs), dtype=torch.float64)
-        shape = (height, width, outputs)
+        direct, pairs = weights.direct, self._pairs
+        parts = parts_of_a_frame(height, width, weights.inputs, self._crew.count, direct=direct, pairs=pairs)
+        sums = self._room_for_sums(len(targets), len(parts), outputs)
         read = (height >> enlarge, width >> enlarge, weights.inputs)
-        jobs = []
+        frames = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
             check_rows(Rows(source, 0, read[0]), Rows(target, 0, height), enlarge)
             begin = address("source", source, self._dtype, *read)
-            output = address("target", target, self._dtype, *shape)
+            output = address("target", target, self._dtype, height, width, outputs)
             pending = self._pending(weights, None if affine is None else affine.of(index))
-            for position, part in enumerate(parts):
-                place = (begin, output, output if add else 0, *pending, sums[index, position].data_ptr())
-                jobs.append((*place, part.first, part.last))
-        self._together(call, jobs, outputs, scratch, progress)
-        return Moments.of_jobs(torch.tensor(counts), sums)
+            frames.append((begin, output, output if add else 0, *pending))
+        self._over_frames(call, frames, parts, sums, scratch, progress)
+        return Moments.of_sums(height * width, _merged(sums))
 
     def sweep_halving(
         self,
@@ -280,18 +279,14 @@ class NativeKernels:
             weights.outputs, height, width, 0, tall, wide, block,
         ]  # fmt: skip
         call = _Call(native_code.halve(self._name), fields, self._room(weights))
-        parts = parts_of_a_clip(height * width, 1, outputs, self._workers.count, block)
-        sums = torch.zeros((len(targets), len(parts), 2, weights.outputs), dtype=torch.float64)
-        jobs = []
-        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            places = (
-                address("source", source, self._dtype, tall, wide, channels),
-                address("target", target, self._dtype, height, width, weights.outputs),
-            )
-            for position, part in enumerate(parts):
-                jobs.append((*places, 0, 0, 0, sums[index, position].data_ptr(), part.first, part.last))
-        self._together(call, jobs, outputs, scratch, progress)
-        return Moments.of_jobs(torch.tensor([len(part) for part in parts]), sums)
+        parts = parts_of_a_clip(height * width, 1, outputs, self._crew.count, block)
+        sums = self._room_for_sums(len(targets), len(parts), outputs)
+        frames = []
+        for source, target in zip(sources, targets, strict=True):
+            begin = address("source", source, self._dtype, tall, wide, channels)
+            frames.append((begin, address("target", target, self._dtype, height, width, outputs), 0, 0, 0))
+        self._over_frames(call, frames, parts, sums, scratch, progress)
+        return Moments.of_sums(height * width, _merged(sums))
 
     def sweep_time(
         self,
@@ -308,25 +303,52 @@ class NativeKernels:
         pixels, outputs = len(targets[0]), weights.outputs
         pending = None if affine is None else affine.of(0)
         call, _tables = self._over_time(sources, targets, weights, pending, add=add)
-        parts = parts_of_a_clip(pixels, len(targets), outputs, self._workers.count, call.fields[-1])
-        sums = torch.zeros((len(parts), len(targets), 2, outputs), dtype=torch.float64)
-        jobs = [(sums[i].data_ptr(), part.first, part.last) for i, part in enumerate(parts)]
+        parts = parts_of_a_clip(pixels, len(targets), outputs, self._crew.count, call.fields[-1])
+        sums = self._room_for_sums(len(parts), len(targets), outputs)
+        places = sums.data_ptr() + sums[0].nbytes * np.arange(len(parts))
+        jobs = np.array([(0, part.first, part.last) for part in parts])
+        jobs[:, 0] = places
         self._together(call, jobs, outputs, scratch, progress)
-        return Moments.of_jobs(torch.tensor([len(part) for part in parts]), sums.transpose(0, 1))
+        return Moments.of_sums(pixels, _merged(sums.transpose(0, 1)))
+
+    def _room_for_sums(self, *shape: int) -> Tensor:
+        """Of jobs, `(..., 2, c)`: each clears its own before it begins."""
+        *jobs, outputs = shape
+        return self.sums.reset().take((*jobs, 2, outputs), torch.float64)
+
+    def _over_frames(
+        self,
+        call: _Call,
+        frames: Sequence[tuple[int, ...]],
+        parts: Sequence[Span],
+        sums: Tensor,
+        scratch: Sequence[Scratch],
+        progress: Progress,
+    ) -> None:
+        """Jobs of frames, each a part of one: what a frame's jobs are called with, and sums `(t, parts, 2, c)`."""
+        of_frames = np.array(frames)
+        shared, own = of_frames.shape[1], sums[0, 0].nbytes
+        jobs = np.empty((len(frames), len(parts), shared + 3), dtype=np.int64)
+        jobs[:, :, :shared] = of_frames[:, None]
+        jobs[:, :, shared] = sums.data_ptr() + own * np.arange(jobs[:, :, 0].size).reshape(len(frames), -1)
+        jobs[:, :, shared + 1 :] = [(part.first, part.last) for part in parts]
+        self._together(call, jobs.reshape(-1, shared + 3), sums.shape[-1], scratch, progress)
 
     def _together(
         self,
         call: _Call,
-        jobs: Sequence[tuple[int, ...]],
+        jobs: np.ndarray[tuple[int, int], np.dtype[np.int64]],
         outputs: int,
         scratch: Sequence[Scratch],
         progress: Progress,
     ) -> None:
         """Do jobs, each with a range of outputs; where there are few jobs, several share one."""
-        ranges = shares(outputs, self.outputs_multiple, max(1, 2 * self._workers.count // len(jobs)))
-        split = [(*job, part.first, part.last) for job in jobs for part in ranges]
+        ranges = shares(outputs, self.outputs_multiple, max(1, 2 * self._crew.count // len(jobs)))
+        split = np.empty((len(jobs), len(ranges), jobs.shape[1] + 2), dtype=np.int64)
+        split[:, :, :-2] = jobs[:, None]
+        split[:, :, -2:] = [(part.first, part.last) for part in ranges]
         rooms = [one.reset().take((call.room,), torch.uint8).data_ptr() for one in scratch]
-        run_sweep(self._workers, call.code, call.fields, split, rooms, progress)
+        self._crew.sweep(call.code, call.fields, split.reshape(-1, split.shape[2]), rooms, progress)
 
     # What kernels are called with
 
@@ -390,6 +412,15 @@ class NativeKernels:
         if weights.direct:
             return direct_bytes(weights.inputs, weights.taps, pairs=self._pairs)
         return scratch_bytes(weights.inputs, weights.outputs, POINTS[weights.taps], fixed=self._fixed)
+
+
+def _merged(sums: Tensor) -> Tensor:
+    """The sums of the jobs of each frame, `(t, jobs, 2, c)`, added in their order: `(t, 2, c)`."""
+    frames, jobs, _, outputs = sums.shape
+    merged = torch.zeros((frames, 2, outputs), dtype=torch.float64)
+    of_frame, of_job = (8 * stride for stride in sums.stride()[:2])
+    native_code.merge()(sums.data_ptr(), merged.data_ptr(), frames, of_frame, jobs, of_job, 2 * outputs)
+    return merged
 
 
 def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:

@@ -11,6 +11,8 @@ filtering (`winograd_code.py`) or directly (`direct_code.py`). `pack` brings wei
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import compiler
 from temporal_vae.engine.kernels.bfloat import Builder
@@ -57,7 +59,9 @@ def halve(dtype: Scalar) -> Sweep:
 @once
 def _halve(machine: Machine, dtype: Scalar) -> Sweep:
     def emit(b: Builder, machine: Machine, **fields: Value) -> None:
-        DirectHalve(b, machine, dtype, False, fields).emit()
+        kernel = DirectHalve(b, machine, dtype, False, fields)
+        kernel.clear_sums()
+        kernel.emit()
 
     return compiler.sweep(emit, SPATIAL, SPATIAL_JOB, machine, "halve", dtype)
 
@@ -86,8 +90,9 @@ def _pack(machine: Machine, dtype: Scalar, taps: int, direct: bool) -> Sweep:
 @once
 def _spatial(machine: Machine, dtype: Scalar, activate: bool, direct: bool) -> Sweep:
     def emit(b: Builder, machine: Machine, **fields: Value) -> None:
-        kind = DirectSpatial if direct else WinogradSpatial
-        kind(b, machine, dtype, activate, fields).emit()
+        kernel = (DirectSpatial if direct else WinogradSpatial)(b, machine, dtype, activate, fields)
+        kernel.clear_sums()
+        kernel.emit()
 
     return compiler.sweep(emit, SPATIAL, SPATIAL_JOB, machine, "spatial", dtype, activate, direct)
 
@@ -95,12 +100,35 @@ def _spatial(machine: Machine, dtype: Scalar, activate: bool, direct: bool) -> S
 @once
 def _temporal(machine: Machine, dtype: Scalar, activate: bool, taps: int, rest: int | None) -> Sweep:
     def emit(b: Builder, machine: Machine, **fields: Value) -> None:
-        if rest is None:
-            DirectTemporal(b, machine, dtype, activate, fields).emit(taps)
+        kernel = (DirectTemporal if rest is None else WinogradTemporal)(b, machine, dtype, activate, fields)
+        kernel.clear_sums(fields["frames"])
+        if isinstance(kernel, DirectTemporal):
+            kernel.emit(taps)
         else:
-            WinogradTemporal(b, machine, dtype, activate, fields).emit(F43 if taps == 3 else F11, rest)
+            kernel.emit(F43 if taps == 3 else F11, rest or 0)
 
     return compiler.sweep(emit, TEMPORAL, TEMPORAL_JOB, machine, "temporal", dtype, activate, taps, rest)
+
+
+def merge() -> Callable[..., None]:
+    """`merge(sums, merged, frames, frame_stride, jobs, job_stride, values)`: float64 sums of jobs, added in order."""
+    return _merge(_machine())
+
+
+@once
+def _merge(machine: Machine) -> Callable[..., None]:
+    def emit(
+        b: Builder, machine: Machine, sums: Value, merged: Value, frames: Value, frame_stride: Value, jobs: Value,
+        job_stride: Value, values: Value,
+    ) -> None:  # fmt: skip
+        with b.loop(0, frames) as frame, b.loop(0, jobs) as job:
+            source = b.add(sums, b.mul(frame, frame_stride), b.mul(job, job_stride))
+            target = b.add(merged, b.mul(frame, values, 8))
+            with b.loop(0, values, b.lanes // 2) as i:
+                b.add_in_place(b.load_wide(b.add(source, b.mul(i, 8))), b.add(target, b.mul(i, 8)))
+
+    names = ("sums", "merged", "frames", "frame_stride", "jobs", "job_stride", "values")
+    return compiler.function(emit, names, machine, "merge")
 
 
 def _machine() -> Machine:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from temporal_vae.engine.geometry import TILE, Span
-from temporal_vae.engine.kernels import Progress
-from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.storage import Rows
-from temporal_vae.engine.workers import Workers
 
 
 def address(operand: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
@@ -49,20 +45,6 @@ def check_rows(source: Rows, target: Rows, enlarge: int) -> None:
         )
 
 
-def run_sweep(
-    workers: Workers,
-    code: Sweep,
-    fields: Sequence[int],
-    jobs: Sequence[Sequence[int]],
-    rooms: Sequence[int],
-    progress: Progress,
-) -> None:
-    """Run a kernel over jobs with all workers, each with scratch at one of `rooms`."""
-    shared, records, ticket = (torch.tensor(values) for values in (fields, jobs, [0]))
-    addresses = shared.data_ptr(), records.data_ptr(), len(jobs), ticket.data_ptr()
-    workers.sweep(lambda worker: code(*addresses, rooms[worker]), len(jobs), ticket, progress)
-
-
 def table(
     operand: str, tensors: Sequence[Tensor], dtype: torch.dtype, *shape: int
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -74,12 +56,3 @@ def tiles_of(rows: Span, width: int) -> Span:
     """The tiles of filtering that lie in some rows."""
     across = -(-width // TILE)
     return Span(rows.first // TILE * across, -(-rows.last // TILE) * across)
-
-
-@lru_cache(maxsize=4096)
-def pixels_of(tiles: Span, height: int, width: int) -> int:
-    """Those of a range of tiles, which may reach over the right and the lower border of a picture."""
-    across = -(-width // TILE)
-    numbers = np.arange(tiles.first, tiles.last)
-    tall = np.minimum(TILE, height - numbers // across * TILE)
-    return int((tall * np.minimum(TILE, width - numbers % across * TILE)).sum())

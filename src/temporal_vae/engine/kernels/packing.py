@@ -7,6 +7,7 @@ Filtered weights are transformed to the points of Winograd filtering: `(points, 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,12 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import POINTS
 from temporal_vae.engine.kernels import native_code
 from temporal_vae.engine.kernels.compiler import Sweep
-from temporal_vae.engine.kernels.operands import run_sweep
+from temporal_vae.engine.kernels.crew import Crew
 from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
 from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.kernels.winograd import F11, F43
 from temporal_vae.engine.processor import Machine
 from temporal_vae.engine.storage import Scratch
-from temporal_vae.engine.workers import Workers
 
 
 class Packing:
@@ -45,40 +45,36 @@ class Packing:
         kind = torch.int16 if self._fixed else torch.float32
         return kind, (POINTS[taps], outputs // self.outputs_multiple, inputs, self.outputs_multiple)
 
-    def direct(
-        self, weight: Tensor, factor: Tensor | None, room: Scratch, workers: Workers
-    ) -> tuple[Tensor, None]:
+    def direct(self, weight: Tensor, factor: Tensor | None, room: Scratch, crew: Crew) -> tuple[Tensor, None]:
         """Weights `(k, c, taps)`, times a factor, in another order."""
         outputs, inputs, taps = weight.shape
         kind, shape = self.form(inputs, outputs, taps, direct=True)
         values = room.take(shape, kind)
-        self._sweep(weight, factor, values, native_code.pack(self._name(weight), taps, True), workers)
+        self._sweep(weight, factor, values, native_code.pack(self._name(weight), taps, True), crew)
         return values, None
 
-    def _sweep(
-        self, weight: Tensor, factor: Tensor | None, values: Tensor, code: Sweep, workers: Workers
-    ) -> None:
+    def _sweep(self, weight: Tensor, factor: Tensor | None, values: Tensor, code: Sweep, crew: Crew) -> None:
         """Pack with all workers, each a few outputs at a time."""
         outputs, inputs, _ = weight.shape
         scale = torch.ones(1) if factor is None else factor.detach().float().reshape(1)
         strides = [stride * weight.element_size() for stride in weight.stride()]
         fields = [weight.data_ptr(), *strides, scale.data_ptr(), values.data_ptr(), inputs, outputs]
-        jobs = [(k,) for k in range(0, outputs, self._lanes)]
-        run_sweep(workers, code, fields, jobs, [0] * workers.count, lambda share: None)
+        jobs = np.arange(0, outputs, self._lanes)[:, None]
+        crew.sweep(code, fields, jobs, [0] * crew.count, lambda share: None)
 
     @staticmethod
     def _name(weight: Tensor) -> Scalar:
         return str(weight.dtype).removeprefix("torch.")  # type: ignore[return-value]
 
     def filtered(
-        self, weight: Tensor, factor: Tensor | None, room: Scratch, workers: Workers
+        self, weight: Tensor, factor: Tensor | None, room: Scratch, crew: Crew
     ) -> tuple[Tensor, Tensor | None]:
         """Weights `(k, c, taps)`, times a factor, transformed to the points of filtering; and factors of integers."""
         outputs, inputs, taps = weight.shape
         kind, shape = self.form(inputs, outputs, taps, direct=False)
         if not self._fixed:
             values = room.take(shape, kind)
-            self._sweep(weight, factor, values, native_code.pack(self._name(weight), taps, False), workers)
+            self._sweep(weight, factor, values, native_code.pack(self._name(weight), taps, False), crew)
             return values, None
         winograd = F11 if taps == 1 else F43
         matrix = torch.tensor([[float(x) for x in row] for row in winograd.filter], dtype=torch.float64)
@@ -98,7 +94,7 @@ class Packing:
             pairs = transformed.unflatten(1, (-1, 2)).transpose(2, 3)
             values[:, index].view(pairs.shape).copy_(pairs)
 
-        workers.run(pack, range(outputs // panel))
+        crew.workers.run(pack, range(outputs // panel))
         return values, factors
 
 

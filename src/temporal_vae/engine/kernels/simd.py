@@ -6,7 +6,7 @@ arithmetic on vectors of float32 as wide as the machine's registers. `compiler.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import factorial
 from typing import Any, Literal
@@ -89,17 +89,41 @@ class Vectors:
         self.ir.position_at_end(done)
 
     @contextmanager
-    def turns(self, ticket: Value, count: Value) -> Iterator[Value]:
-        """`while (i := next(ticket)) < count`, for a counter in memory that other threads count up too."""
-        head, body, done = (self.function.append_basic_block(name) for name in ("turn", "job", "end"))
+    def forever(self) -> Iterator[Callable[[Value], None]]:
+        """`while True`; what is yielded leaves the loop if a condition holds."""
+        head, done = (self.function.append_basic_block(name) for name in ("again", "left"))
+
+        def leave(condition: Value) -> None:
+            rest = self.function.append_basic_block("rest")
+            self.ir.cbranch(condition, done, rest)
+            self.ir.position_at_end(rest)
+
         self.ir.branch(head)
         self.ir.position_at_end(head)
-        index = self.ir.atomic_rmw("add", self._at(ticket, I64), self.integer(1), "monotonic")
-        self.ir.cbranch(self.less(index, count), body, done)
-        self.ir.position_at_end(body)
-        yield index
+        yield leave
         self.ir.branch(head)
         self.ir.position_at_end(done)
+
+    @contextmanager
+    def turns(self, ticket: Value, count: Value, most: Value) -> Iterator[Value]:
+        """`while (i := next(ticket)) < count`, `most` times, for a counter that other threads count up too."""
+        taken = self.variable(self.integer(0))
+        with self.forever() as leave:
+            leave(self.ir.icmp_signed("==", self.get(taken), most))
+            index = self.ir.atomic_rmw("add", self.pointer(ticket), self.integer(1), "monotonic")
+            leave(self.ir.icmp_signed(">=", index, count))
+            yield index
+            self.set(taken, self.add(self.get(taken), 1))
+
+    def call(self, function: Value, *given: Value) -> None:
+        """A function at an address, of integers."""
+        kind = ir.FunctionType(I64, [I64] * len(given))
+        self.ir.call(self.ir.inttoptr(function, kind.as_pointer()), given)
+
+    def pause(self) -> None:
+        """A moment, for a thread that waits awake."""
+        if "x86" in self.function.module.triple:
+            self.ir.call(self._declared("llvm.x86.sse2.pause", ir.FunctionType(ir.VoidType(), [])), [])
 
     def variable(self, value: Value) -> Value:
         """A value that loops may change; `get` and `set` it. It lives in a register where one is free."""
@@ -118,7 +142,19 @@ class Vectors:
 
     def word(self, address: Value) -> Value:
         """A 64-bit integer in memory."""
-        return self.ir.load(self._at(address, I64), align=8)
+        return self.ir.load(self.pointer(address), align=8)
+
+    def pointer(self, address: Value) -> Value:
+        """To a 64-bit integer in memory."""
+        return self._at(address, I64)
+
+    def shared_word(self, address: Value) -> Value:
+        """A 64-bit integer that another thread may change; what that thread wrote before is there."""
+        return self.ir.load_atomic(self.pointer(address), "acquire", 8)
+
+    def count_up(self, address: Value, step: int) -> Value:
+        """Add to a 64-bit integer that other threads change too; what it was before."""
+        return self.ir.atomic_rmw("add", self.pointer(address), self.integer(step), "seq_cst")
 
     # Vectors
 
@@ -267,10 +303,26 @@ class Vectors:
         ]
         return [self.ir.fpext(self.ir.shuffle_vector(value, undefined, part), kind) for part in order]
 
+    @property
+    def wide_zero(self) -> Value:
+        """Zeros in float64, half as many as lanes."""
+        return ir.Constant(self._wide, [0.0] * (self.lanes // 2))
+
+    @property
+    def _wide(self) -> ir.VectorType:
+        return ir.VectorType(F64, self.lanes // 2)
+
+    def load_wide(self, address: Value) -> Value:
+        """A vector of float64."""
+        return self.ir.load(self._at(address, self._wide), align=8)
+
+    def store_wide(self, value: Value, address: Value) -> None:
+        """Write a vector of float64."""
+        self.ir.store(value, self._at(address, self._wide), align=8)
+
     def add_in_place(self, value: Value, address: Value) -> None:
         """Add float64 to those in memory."""
-        target = self._at(address, value.type)
-        self.ir.store(self.ir.fadd(self.ir.load(target, align=8), value), target, align=8)
+        self.store_wide(self.ir.fadd(self.load_wide(address), value), address)
 
     # Vectors of 32-bit integers
 
@@ -358,8 +410,7 @@ class Sums:
 
     def __init__(self, b: Vectors, *, wide: bool) -> None:
         self._b, self._wide = b, wide
-        half = ir.VectorType(F64, b.lanes // 2)
-        zero = ir.Constant(half, [0.0] * (b.lanes // 2)) if wide else b.zero
+        zero = b.wide_zero if wide else b.zero
         self._places = [[b.variable(zero) for _ in range(2 if wide else 1)] for _ in range(2)]
 
     def add(self, value: Value) -> None:
