@@ -21,6 +21,7 @@ from temporal_vae.engine.geometry import (
     direct_block,
     direct_bytes,
     finish_channels,
+    packing_bytes,
     parts_of_a_clip,
     parts_of_a_frame,
     scratch_bytes,
@@ -35,6 +36,7 @@ PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
 TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
+LANES = 16  # values of a vector, at most
 PANEL = WIDEST_INPUT = 32  # channels that the native kernels write and read at least
 ATTENTION_COPIES = 3  # activations of a frame that attention holds besides its input: normal, keys, values
 REPACKED = (
@@ -196,7 +198,7 @@ class Workload:
         """Bytes of what the workers and the kernels take."""
         if not self.native:
             return self.workers * TEMPORARIES * STRIP_BYTES[self.device]
-        packing = (108 if self.arithmetic == "int16" else 72) * self._widest * PANEL * 4
+        packing = packing_bytes(self._widest, 9, LANES) if self.arithmetic == "int16" else 0
         return self.workers * (scratch + packing + PER_WORKER) + weights
 
     def _step(self, step: Step) -> _StepCost:

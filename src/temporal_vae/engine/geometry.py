@@ -120,6 +120,11 @@ def scratch_bytes(inputs: int, outputs: int, points: int, *, fixed: bool = False
     return kept + points * (transformed + products + own + 2 * PAD * 4)
 
 
+def packing_bytes(inputs: int, taps: int, lanes: int) -> int:
+    """Bytes of scratch in which a vector of outputs is packed as integers: its weights, and what is known of them."""
+    return POINTS[taps] * (inputs + 3) * lanes * 4
+
+
 def direct_row(inputs: int, *, pairs: bool) -> int:
     """Bytes of a staged pixel where nothing is filtered; `pairs` where pairs of bfloat16 are multiplied."""
     return inputs * (2 if pairs else 4) + LINE

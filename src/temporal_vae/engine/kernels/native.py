@@ -69,11 +69,11 @@ class NativeKernels:
     def __init__(self, dtype: torch.dtype, workers: Workers) -> None:
         machine = processor.host()
         assert machine is not None
-        self._packing = Packing(machine, dtype)
+        self._crew = Crew(workers)
+        self._packing = Packing(machine, dtype, self._crew)
         self.inputs_multiple = self._packing.inputs_multiple
         self.outputs_multiple = self._packing.outputs_multiple
         self.sums = Scratch(torch.device("cpu"))
-        self._crew = Crew(workers)
         self._dtype = dtype
         self._name: Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
         self._pairs = processor.multiplies_pairs(self._name)
@@ -135,8 +135,7 @@ class NativeKernels:
         if factor is not None:
             bias = bias * factor
         direct = not self._filters(pixels, taps)
-        pack = self._packing.direct if direct else self._packing.filtered
-        values, factors = pack(weight, factor, room, self._crew)
+        values, factors = self._packing.pack(weight, factor, room, direct=direct)
         return PackedWeights(
             values=values,
             factors=factors,

@@ -12,19 +12,22 @@ filtering (`winograd_code.py`) or directly (`direct_code.py`). `pack` brings wei
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import compiler
 from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.kernels.direct_code import DirectHalve, DirectSpatial, DirectTemporal
-from temporal_vae.engine.kernels.packing_code import PACK, PACK_JOB, PackDirect, PackFiltered
+from temporal_vae.engine.kernels.packing_code import PACK, PACK_JOB, PackDirect, PackFiltered, PackFixed
 from temporal_vae.engine.kernels.simd import Scalar, Value
 from temporal_vae.engine.kernels.winograd import F11, F43
 from temporal_vae.engine.kernels.winograd_code import WinogradSpatial, WinogradTemporal
 from temporal_vae.engine.processor import Machine
 from temporal_vae.engine.threads import once
 
+Form = Literal["direct", "filtered", "fixed"]
+"""Of weights: as they are, filtered, or filtered in integers."""
 SPATIAL = (
     "source_row", "target_row", "weights", "factors", "bias", "inputs", "outputs", "height", "width", "enlarge", "tall",
     "wide", "block",
@@ -74,17 +77,18 @@ def temporal(dtype: Scalar, activate: bool, taps: int, rest: int | None) -> Swee
     return _temporal(_machine(), dtype, activate, taps, rest)
 
 
-def pack(dtype: Scalar, taps: int, direct: bool) -> Sweep:
+def pack(dtype: Scalar, taps: int, form: Form) -> Sweep:
     """What packs weights of `dtype`."""
-    return _pack(_machine(), dtype, taps, direct)
+    return _pack(_machine(), dtype, taps, form)
 
 
 @once
-def _pack(machine: Machine, dtype: Scalar, taps: int, direct: bool) -> Sweep:
-    def emit(b: Builder, machine: Machine, scratch: Value, **fields: Value) -> None:
-        (PackDirect if direct else PackFiltered)(b, machine, dtype, taps, fields).emit()
+def _pack(machine: Machine, dtype: Scalar, taps: int, form: Form) -> Sweep:
+    def emit(b: Builder, machine: Machine, **fields: Value) -> None:
+        kind = PackDirect if form == "direct" else PackFixed if form == "fixed" else PackFiltered
+        kind(b, machine, dtype, taps, fields).emit()
 
-    return compiler.sweep(emit, PACK, PACK_JOB, machine, "pack", dtype, taps, direct)
+    return compiler.sweep(emit, PACK, PACK_JOB, machine, "pack", dtype, taps, form)
 
 
 @once

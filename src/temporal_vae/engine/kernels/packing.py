@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import POINTS
+from temporal_vae.engine.geometry import POINTS, packing_bytes
 from temporal_vae.engine.kernels import native_code
-from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.kernels.crew import Crew
-from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
 from temporal_vae.engine.kernels.simd import Scalar
-from temporal_vae.engine.kernels.winograd import F11, F43
 from temporal_vae.engine.processor import Machine
 from temporal_vae.engine.storage import Scratch
 
@@ -26,11 +23,12 @@ from temporal_vae.engine.storage import Scratch
 class Packing:
     """How weights lie for activations of a dtype on a processor."""
 
-    def __init__(self, machine: Machine, dtype: torch.dtype) -> None:
+    def __init__(self, machine: Machine, dtype: torch.dtype, crew: Crew) -> None:
         name = str(dtype).removeprefix("torch.")
         self._fixed = processor.arithmetic("cpu", name) == "int16"
         self._pairs = processor.multiplies_pairs(name)
-        self._lanes = machine.lanes
+        self._lanes, self._crew = machine.lanes, crew
+        self._scratch = torch.empty((crew.count, 0), dtype=torch.uint8)
         self.inputs_multiple = 32 if self._pairs and machine.tiles else machine.lanes
         self.outputs_multiple = machine.lanes * machine.columns
 
@@ -45,67 +43,35 @@ class Packing:
         kind = torch.int16 if self._fixed else torch.float32
         return kind, (POINTS[taps], outputs // self.outputs_multiple, inputs, self.outputs_multiple)
 
-    def direct(self, weight: Tensor, factor: Tensor | None, room: Scratch, crew: Crew) -> tuple[Tensor, None]:
-        """Weights `(k, c, taps)`, times a factor, in another order."""
-        outputs, inputs, taps = weight.shape
-        kind, shape = self.form(inputs, outputs, taps, direct=True)
-        values = room.take(shape, kind)
-        self._sweep(weight, factor, values, native_code.pack(self._name(weight), taps, True), crew)
-        return values, None
-
-    def _sweep(self, weight: Tensor, factor: Tensor | None, values: Tensor, code: Sweep, crew: Crew) -> None:
-        """Pack with all workers, each a few outputs at a time."""
-        outputs, inputs, _ = weight.shape
-        scale = torch.ones(1) if factor is None else factor.detach().float().reshape(1)
-        strides = [stride * weight.element_size() for stride in weight.stride()]
-        fields = [weight.data_ptr(), *strides, scale.data_ptr(), values.data_ptr(), inputs, outputs]
-        jobs = np.arange(0, outputs, self._lanes)[:, None]
-        crew.sweep(code, fields, jobs, [0] * crew.count, lambda share: None)
-
-    @staticmethod
-    def _name(weight: Tensor) -> Scalar:
-        return str(weight.dtype).removeprefix("torch.")  # type: ignore[return-value]
-
-    def filtered(
-        self, weight: Tensor, factor: Tensor | None, room: Scratch, crew: Crew
+    def pack(
+        self, weight: Tensor, factor: Tensor | None, room: Scratch, *, direct: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Weights `(k, c, taps)`, times a factor, transformed to the points of filtering; and factors of integers."""
+        """Weights `(k, c, taps)`, times a factor, as kernels read them; and the factors of integers.
+
+        All of the crew pack, a vector of outputs at a time.
+        """
         outputs, inputs, taps = weight.shape
-        kind, shape = self.form(inputs, outputs, taps, direct=False)
-        if not self._fixed:
-            values = room.take(shape, kind)
-            self._sweep(weight, factor, values, native_code.pack(self._name(weight), taps, False), crew)
-            return values, None
-        winograd = F11 if taps == 1 else F43
-        matrix = torch.tensor([[float(x) for x in row] for row in winograd.filter], dtype=torch.float64)
-        if taps == 9:
-            matrix = torch.kron(matrix, matrix)
-        if factor is not None:
-            matrix = matrix * factor
-        panel, points = self.outputs_multiple, matrix.float()
+        kind, shape = self.form(inputs, outputs, taps, direct=direct)
         values = room.take(shape, kind)
-        factors = room.take((len(points), outputs), torch.float32)
-
-        def pack(index: int, worker: int) -> None:
-            columns = slice(index * panel, (index + 1) * panel)
-            part = weight[columns].float()  # (panel, c, taps)
-            transformed = (points @ part.permute(2, 1, 0).reshape(taps, -1)).view(-1, inputs, panel)
-            factors[:, columns] = _to_integers(transformed)
-            pairs = transformed.unflatten(1, (-1, 2)).transpose(2, 3)
-            values[:, index].view(pairs.shape).copy_(pairs)
-
-        crew.workers.run(pack, range(outputs // panel))
+        fixed = kind == torch.int16
+        factors = room.take((shape[0], outputs), torch.float32) if fixed else None
+        scale = torch.ones(1) if factor is None else factor.detach().float().reshape(1)
+        fields = [
+            weight.data_ptr(), *(stride * weight.element_size() for stride in weight.stride()), scale.data_ptr(),
+            values.data_ptr(), 0 if factors is None else factors.data_ptr(), inputs, outputs,
+        ]  # fmt: skip
+        name: Scalar = str(weight.dtype).removeprefix("torch.")  # type: ignore[assignment]
+        code = native_code.pack(name, taps, "direct" if direct else "fixed" if fixed else "filtered")
+        jobs = np.arange(0, outputs, self._lanes)[:, None]
+        rooms = self._rooms(packing_bytes(inputs, taps, self._lanes) if fixed else 0)
+        self._crew.sweep(code, fields, jobs, rooms, lambda share: None)
         return values, factors
 
-
-def _to_integers(weights: Tensor) -> Tensor:
-    """Round weights `(points, c, k)` in place to integers whose products do not overflow; the factors `(points, k)`."""
-    magnitudes = weights.abs()
-    sums = torch.stack([chunk.sum(1) for chunk in magnitudes.split(CHUNK, 1)]).amax(0)
-    factors = torch.maximum(sums / LARGEST_COLUMN, magnitudes.amax(1) / (2**15 - 1))
-    factors.clamp_(min=torch.finfo(torch.float32).tiny)
-    weights.div_(factors[:, None]).round_()
-    return factors
+    def _rooms(self, nbytes: int) -> list[int]:
+        """Addresses of scratch for each of the crew; what was taken once is kept."""
+        if self._scratch.shape[1] < nbytes:
+            self._scratch = torch.empty((self._crew.count, nbytes), dtype=torch.uint8)
+        return [one.data_ptr() for one in self._scratch]
 
 
 def side_by_side(weight: Tensor) -> Tensor:

@@ -382,6 +382,18 @@ class Vectors:
         whole = self.ir.fptosi(self._call("llvm.rint", value), self._integer_vector)
         self.ir.store(self.ir.trunc(whole, short), self._at(address, short), align=2)
 
+    def store_rounded_pair(self, first: Value, second: Value, address: Value) -> None:
+        """Write two vectors as 16-bit integers, rounded to nearest, side by side lane by lane."""
+        low, high = (
+            self.ir.fptosi(self._call("llvm.rint", value), self._integer_vector) for value in (first, second)
+        )
+        low = self.ir.and_(low, self.integers(0xFFFF))
+        self.store_integers(self.ir.or_(low, self.ir.shl(high, self.integers(16))), address)
+
+    def as_float(self, bits: Value) -> Value:
+        """The float32 that have these bits."""
+        return self.ir.bitcast(bits, self.vector)
+
     def dot(self, total: Value, a: Value, b: Value) -> Value:
         """`total + a0 * b0 + a1 * b1`, lane by lane, of pairs of 16-bit integers."""
         kind = self._integer_vector
