@@ -63,7 +63,8 @@ def exception(monkeypatch):
 
 def not_a_number(monkeypatch):
     def of_sums(count, sums):
-        return native.Moments(count, sums[:, 0] * torch.nan, sums[:, 1])
+        mean, m2 = torch.from_numpy(sums).unbind(1)
+        return native.Moments(count, mean * torch.nan, m2)
 
     monkeypatch.setattr(native.Moments, "of_sums", of_sums)
 

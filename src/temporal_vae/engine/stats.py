@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +28,12 @@ class Moments:
     m2: Tensor
 
     @classmethod
-    def of_sums(cls, count: int, sums: Tensor) -> Moments:
-        """From float64 sums and sums of squares, `(t, 2, c)`, of `count` values each."""
-        total, squares = sums.unbind(1)
+    def of_sums(cls, count: int, sums: np.ndarray[tuple[int, int, int], np.dtype[np.float64]]) -> Moments:
+        """From sums and sums of squares, `(t, 2, c)`, of `count` values each."""
+        total, squares = sums[:, 0], sums[:, 1]
         mean = total / count
-        return cls(count, mean, (squares - total * mean).clamp_(min=0))
+        m2 = np.maximum(squares - total * mean, 0)
+        return cls(count, torch.from_numpy(mean), torch.from_numpy(m2))
 
     @classmethod
     def of_values(cls, values: Tensor) -> Moments:
@@ -117,7 +119,7 @@ def affine(moments: Moments, norm: nn.GroupNorm) -> Affine:
     shape = len(moments.mean), norm.num_groups, -1  # channels of a group last
     spread, center = torch.var_mean(moments.mean.view(shape), 2, correction=0, keepdim=True)
     variance = moments.m2.view(shape).mean(2, keepdim=True) / moments.count + spread
-    weight, bias = (one.double().view(shape[1:]) for one in (norm.weight, norm.bias))
+    weight, bias = (values.double().view(shape[1:]) for values in (norm.weight, norm.bias))
     scale = torch.rsqrt(variance + norm.eps) * weight
     shift = bias - center * scale
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)

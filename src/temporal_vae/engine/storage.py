@@ -97,13 +97,14 @@ class Scratch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory = fresh((0,), torch.uint8, device)
-        self._used = 0
+        self._size = self._used = 0
 
     def resize(self, nbytes: int) -> None:
         """Hold `nbytes` from now on; nothing of what was taken is kept."""
-        if nbytes != len(self._memory):
+        if nbytes != self._size:
             self._memory = fresh((0,), torch.uint8, self._device)  # the old goes before the new comes
             self._memory = fresh((nbytes,), torch.uint8, self._device)
+            self._size = nbytes
         self.reset()
 
     def reset(self) -> Scratch:
@@ -114,10 +115,19 @@ class Scratch:
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A piece of this shape."""
         nbytes = prod(shape) * dtype.itemsize
-        start, self._used = self._used, self._used + -(-nbytes // 64) * 64
-        if self._used > len(self._memory):  # the plan counts every piece: this would be its mistake
-            raise AssertionError(f"scratch: {self._used} bytes wanted, {len(self._memory)} planned")
+        start = self._next(nbytes)
         return self._memory[start : start + nbytes].view(dtype).view(tuple(shape))
+
+    def address(self, nbytes: int) -> int:
+        """Where a piece for native code begins."""
+        return self._memory.data_ptr() + self._next(nbytes)
+
+    def _next(self, nbytes: int) -> int:
+        """Where the next piece begins."""
+        start, self._used = self._used, self._used + -(-nbytes // 64) * 64
+        if self._used > self._size:  # the plan counts every piece: this would be its mistake
+            raise AssertionError(f"scratch: {self._used} bytes wanted, {self._size} planned")
+        return start
 
 
 class Activations:

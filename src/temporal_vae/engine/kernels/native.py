@@ -25,11 +25,10 @@ from temporal_vae.engine.geometry import (
     parts_of_a_clip,
     parts_of_a_frame,
     scratch_bytes,
-    shares,
 )
 from temporal_vae.engine.kernels import Progress, native_code
-from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.kernels.crew import ALL, Crew
+from temporal_vae.engine.kernels.jobs import Call, Jobs
 from temporal_vae.engine.kernels.operands import address, check_rows, table, tiles_of
 from temporal_vae.engine.kernels.packing import Packing, side_by_side
 from temporal_vae.engine.kernels.simd import Scalar
@@ -52,15 +51,6 @@ class PackedWeights:
     enlarge: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A kernel with what its jobs share."""
-
-    code: Sweep
-    fields: list[int]
-    room: int  # bytes of scratch
-
-
 class NativeKernels:
     """Kernels for float32, bfloat16 and float16 on this processor."""
 
@@ -69,11 +59,12 @@ class NativeKernels:
     def __init__(self, dtype: torch.dtype, workers: Workers) -> None:
         machine = processor.host()
         assert machine is not None
-        self._crew = Crew(workers)
-        self._packing = Packing(machine, dtype, self._crew)
+        crew = Crew(workers)
+        self._packing = Packing(machine, dtype, crew)
         self.inputs_multiple = self._packing.inputs_multiple
         self.outputs_multiple = self._packing.outputs_multiple
-        self.sums = Scratch(torch.device("cpu"))
+        self._jobs = Jobs(crew, self.outputs_multiple)
+        self.sums = self._jobs.sums
         self._dtype = dtype
         self._name: Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
         self._pairs = processor.multiplies_pairs(self._name)
@@ -171,11 +162,11 @@ class NativeKernels:
         output = address("target", target.data, self._dtype, rows, width, outputs) - target.first * target_row
         read = (len(source.data), width >> enlarge, weights.inputs)
         begin = address("source", source.data, self._dtype, *read) - source.first * source_row
-        sums = torch.empty((1, 2, outputs), dtype=torch.float64)
+        sums = np.empty((1, 2, outputs))
         part = Span(target.first, target.first + rows)
         if not weights.direct:
             part = tiles_of(part, width)
-        place = (begin, output, output if add else 0, *self._pending(weights, affine), sums.data_ptr())
+        place = (begin, output, output if add else 0, *self._pending(weights, affine), sums.ctypes.data)
         self._alone(call, (*place, part.first, part.last, 0, outputs), scratch)
         return Moments.of_sums(rows * width, sums)
 
@@ -210,14 +201,14 @@ class NativeKernels:
     ) -> Moments:
         pixels = len(targets[0])
         call, _tables = self._over_time(sources, targets, weights, affine, add=add)
-        sums = torch.empty((len(targets), 2, weights.outputs), dtype=torch.float64)
-        self._alone(call, (sums.data_ptr(), 0, pixels, 0, weights.outputs), scratch)
+        sums = np.empty((len(targets), 2, weights.outputs))
+        self._alone(call, (sums.ctypes.data, 0, pixels, 0, weights.outputs), scratch)
         return Moments.of_sums(pixels, sums)
 
-    def _alone(self, call: _Call, job: tuple[int, ...], scratch: Scratch) -> None:
-        room = scratch.take((call.room,), torch.uint8)
-        fields, jobs, ticket = (torch.tensor(values) for values in (call.fields, job, (0,)))
-        call.code(fields.data_ptr(), jobs.data_ptr(), 1, ticket.data_ptr(), room.data_ptr(), ALL)
+    def _alone(self, call: Call, job: tuple[int, ...], scratch: Scratch) -> None:
+        fields, jobs, ticket = (np.array(values, dtype=np.int64) for values in (call.fields, job, (0,)))
+        place = ticket.ctypes.data
+        call.code(fields.ctypes.data, jobs.ctypes.data, 1, place, scratch.address(call.room), ALL)
 
     # Whole frames
 
@@ -247,8 +238,9 @@ class NativeKernels:
         outputs, enlarge = weights.outputs, int(weights.enlarge)
         call = self._over_space(weights, affine is not None, height, width)
         direct, pairs = weights.direct, self._pairs
-        parts = parts_of_a_frame(height, width, weights.inputs, self._crew.count, direct=direct, pairs=pairs)
-        sums = self._room_for_sums(len(targets), len(parts), outputs)
+        parts = parts_of_a_frame(
+            height, width, weights.inputs, self._jobs.crew.count, direct=direct, pairs=pairs
+        )
         read = (height >> enlarge, width >> enlarge, weights.inputs)
         frames = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -257,8 +249,8 @@ class NativeKernels:
             output = address("target", target, self._dtype, height, width, outputs)
             pending = self._pending(weights, None if affine is None else affine.of(index))
             frames.append((begin, output, output if add else 0, *pending))
-        self._over_frames(call, frames, parts, sums, scratch, progress)
-        return Moments.of_sums(height * width, _merged(sums))
+        sums = self._jobs.over_frames(call, frames, parts, outputs, scratch, progress)
+        return Moments.of_sums(height * width, sums)
 
     def sweep_halving(
         self,
@@ -277,15 +269,14 @@ class NativeKernels:
             wide * channels * itemsize, width * outputs * itemsize, *self._weights(weights, 1), weights.inputs,
             weights.outputs, height, width, 0, tall, wide, block,
         ]  # fmt: skip
-        call = _Call(native_code.halve(self._name), fields, self._room(weights))
-        parts = parts_of_a_clip(height * width, 1, outputs, self._crew.count, block)
-        sums = self._room_for_sums(len(targets), len(parts), outputs)
+        call = Call(native_code.halve(self._name), fields, self._room(weights))
+        parts = parts_of_a_clip(height * width, 1, outputs, self._jobs.crew.count, block)
         frames = []
         for source, target in zip(sources, targets, strict=True):
             begin = address("source", source, self._dtype, tall, wide, channels)
             frames.append((begin, address("target", target, self._dtype, height, width, outputs), 0, 0, 0))
-        self._over_frames(call, frames, parts, sums, scratch, progress)
-        return Moments.of_sums(height * width, _merged(sums))
+        sums = self._jobs.over_frames(call, frames, parts, outputs, scratch, progress)
+        return Moments.of_sums(height * width, sums)
 
     def sweep_time(
         self,
@@ -302,62 +293,19 @@ class NativeKernels:
         pixels, outputs = len(targets[0]), weights.outputs
         pending = None if affine is None else affine.of(0)
         call, _tables = self._over_time(sources, targets, weights, pending, add=add)
-        parts = parts_of_a_clip(pixels, len(targets), outputs, self._crew.count, call.fields[-1])
-        sums = self._room_for_sums(len(parts), len(targets), outputs)
-        places = sums.data_ptr() + sums[0].nbytes * np.arange(len(parts))
-        jobs = np.array([(0, part.first, part.last) for part in parts])
-        jobs[:, 0] = places
-        self._together(call, jobs, outputs, scratch, progress)
-        return Moments.of_sums(pixels, _merged(sums.transpose(0, 1)))
-
-    def _room_for_sums(self, *shape: int) -> Tensor:
-        """Of jobs, `(..., 2, c)`: each clears its own before it begins."""
-        *jobs, outputs = shape
-        return self.sums.reset().take((*jobs, 2, outputs), torch.float64)
-
-    def _over_frames(
-        self,
-        call: _Call,
-        frames: Sequence[tuple[int, ...]],
-        parts: Sequence[Span],
-        sums: Tensor,
-        scratch: Sequence[Scratch],
-        progress: Progress,
-    ) -> None:
-        """Jobs of frames, each a part of one: what a frame's jobs are called with, and sums `(t, parts, 2, c)`."""
-        of_frames = np.array(frames)
-        shared, own = of_frames.shape[1], sums[0, 0].nbytes
-        jobs = np.empty((len(frames), len(parts), shared + 3), dtype=np.int64)
-        jobs[:, :, :shared] = of_frames[:, None]
-        jobs[:, :, shared] = sums.data_ptr() + own * np.arange(jobs[:, :, 0].size).reshape(len(frames), -1)
-        jobs[:, :, shared + 1 :] = [(part.first, part.last) for part in parts]
-        self._together(call, jobs.reshape(-1, shared + 3), sums.shape[-1], scratch, progress)
-
-    def _together(
-        self,
-        call: _Call,
-        jobs: np.ndarray[tuple[int, int], np.dtype[np.int64]],
-        outputs: int,
-        scratch: Sequence[Scratch],
-        progress: Progress,
-    ) -> None:
-        """Do jobs, each with a range of outputs; where there are few jobs, several share one."""
-        ranges = shares(outputs, self.outputs_multiple, max(1, 2 * self._crew.count // len(jobs)))
-        split = np.empty((len(jobs), len(ranges), jobs.shape[1] + 2), dtype=np.int64)
-        split[:, :, :-2] = jobs[:, None]
-        split[:, :, -2:] = [(part.first, part.last) for part in ranges]
-        rooms = [one.reset().take((call.room,), torch.uint8).data_ptr() for one in scratch]
-        self._crew.sweep(call.code, call.fields, split.reshape(-1, split.shape[2]), rooms, progress)
+        parts = parts_of_a_clip(pixels, len(targets), outputs, self._jobs.crew.count, call.fields[-1])
+        sums = self._jobs.over_time(call, len(targets), parts, outputs, scratch, progress)
+        return Moments.of_sums(pixels, sums)
 
     # What kernels are called with
 
-    def _over_space(self, weights: PackedWeights, activate: bool, height: int, width: int) -> _Call:
+    def _over_space(self, weights: PackedWeights, activate: bool, height: int, width: int) -> Call:
         inputs, outputs, itemsize = weights.inputs, weights.outputs, self._dtype.itemsize
         enlarge = int(weights.enlarge)
         tall, wide = direct_tile(inputs, pairs=self._pairs)
         rows = (width >> enlarge) * inputs * itemsize, width * outputs * itemsize
         fields = [*rows, *self._weights(weights, 9), inputs, outputs, height, width, enlarge, tall, wide, 0]
-        return _Call(native_code.spatial(self._name, activate, weights.direct), fields, self._room(weights))
+        return Call(native_code.spatial(self._name, activate, weights.direct), fields, self._room(weights))
 
     def _over_time(
         self,
@@ -367,7 +315,7 @@ class NativeKernels:
         affine: Affine | None,
         *,
         add: bool,
-    ) -> tuple[_Call, tuple[object, object]]:
+    ) -> tuple[Call, tuple[object, object]]:
         """The call, and what must live as long."""
         frames, pixels, taps = len(targets), len(targets[0]), weights.taps
         if len(sources) != frames:
@@ -382,7 +330,7 @@ class NativeKernels:
             weights.outputs, frames, block,
         ]  # fmt: skip
         code = native_code.temporal(self._name, affine is not None, taps, rest)
-        return _Call(code, fields, self._room(weights)), (read, written)
+        return Call(code, fields, self._room(weights)), (read, written)
 
     def _pending(self, weights: PackedWeights, affine: Affine | None) -> tuple[int, int]:
         """Addresses of scale and shift."""
@@ -411,15 +359,6 @@ class NativeKernels:
         if weights.direct:
             return direct_bytes(weights.inputs, weights.taps, pairs=self._pairs)
         return scratch_bytes(weights.inputs, weights.outputs, POINTS[weights.taps], fixed=self._fixed)
-
-
-def _merged(sums: Tensor) -> Tensor:
-    """The sums of the jobs of each frame, `(t, jobs, 2, c)`, added in their order: `(t, 2, c)`."""
-    frames, jobs, _, outputs = sums.shape
-    merged = torch.zeros((frames, 2, outputs), dtype=torch.float64)
-    of_frame, of_job = (8 * stride for stride in sums.stride()[:2])
-    native_code.merge()(sums.data_ptr(), merged.data_ptr(), frames, of_frame, jobs, of_job, 2 * outputs)
-    return merged
 
 
 def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:

@@ -17,7 +17,7 @@ from temporal_vae.engine.geometry import BLOCK
 from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.emitter import Emitter
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
-from temporal_vae.engine.kernels.simd import Scalar, Value
+from temporal_vae.engine.kernels.simd import Scalar, Sums, Value
 from temporal_vae.engine.kernels.winograd import F43, Matrix, Winograd, shortened
 from temporal_vae.engine.processor import Machine
 
@@ -141,9 +141,10 @@ class WinogradSpatial(_Filtered):
             b.ir.icmp_signed(">=", high, b.integer(m)), b.ir.icmp_signed(">=", wide, b.integer(m))
         )
 
-        def write(i: int, j: int, value: Value, channels: Value, k: Value) -> None:
+        def write(i: int, j: int, value: Value, channels: Value, sums: Sums) -> None:
             here = b.add(b.mul(b.add(left, j), pixel), channels)
-            self.finish(value, b.add(targets[i], here), b.add(residuals[i], here), arg["residual"], k, 0)
+            value = self.written(value, b.add(targets[i], here), b.add(residuals[i], here), arg["residual"])
+            sums.add(value)
 
         with b.loop(arg["k_first"], arg["k_last"], b.lanes) as k:
             bias = b.load(b.add(arg["bias"], b.mul(k, 4)))
@@ -156,16 +157,18 @@ class WinogradSpatial(_Filtered):
             for j in range(m):
                 column_values = transform(b, F43.output, [halves[i][j] for i in range(n)])
                 outputs.append([b.ir.fadd(value, bias) for value in column_values])
+            sums = Sums(b, wide=True)
             with b.ir.if_else(whole) as (then, otherwise):
                 with then:
                     for i in range(m):
                         for j in range(m):
-                            write(i, j, outputs[j][i], channels, k)
+                            write(i, j, outputs[j][i], channels, sums)
                 with otherwise:
                     for i in range(m):
                         for j in range(m):
                             with b.ir.if_then(b.ir.and_(b.less(i, high), b.less(j, wide))):
-                                write(i, j, outputs[j][i], channels, k)
+                                write(i, j, outputs[j][i], channels, sums)
+            sums.store(b.add(arg["sums"], b.mul(k, 8)), b.mul(arg["outputs"], 8))
 
 
 class WinogradTemporal(_Filtered):
