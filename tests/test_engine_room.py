@@ -80,7 +80,7 @@ def _nothing_is_computed():
         return Moments(state.height * state.width, zeros, zeros)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kernel in ("spatial", "temporal", "halve", "pack", "merge"):
+        for kernel in ("spatial", "temporal", "halve", "pack", "moments"):
             patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
         patch.setattr(
             run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count))

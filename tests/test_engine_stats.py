@@ -1,6 +1,5 @@
 """Where statistics meet: merged moments are those of the whole, to the last digits of float64."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from temporal_vae.engine import processor
 from temporal_vae.engine.stats import Moments, affine, merge, stack
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -67,14 +67,27 @@ def test_a_large_mean_does_not_swallow_a_small_variance(std):
     torch.testing.assert_close(merged.m2, expected, rtol=1e-9 / std, atol=0)
 
 
+@pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
 @pytest.mark.parametrize("std", [1.0, 1e-2])
-def test_sums_of_a_kernel_keep_a_small_variance(std):
-    x = values(1, 4096, 2, mean=1e4, std=std).float().double()
-    sums = torch.stack([x.sum(1), x.square().sum(1)], 1)
-    merged = Moments.of_sums(4096, sums.numpy())
+def test_sums_of_jobs_keep_a_small_variance(std):
+    """Two frames of 64 jobs each, in machine code."""
+    from temporal_vae.engine.kernels.jobs import moments_of
+
+    x = values(2, 4096, 32, mean=1e4, std=std).float().double()
+    parts = x.view(2, 64, 64, 32)
+    sums = torch.stack([parts.sum(2), parts.square().sum(2)], 2)  # (frame, job, 2, c)
+    nbytes = sums[0, 0].nbytes
+    merged = moments_of(sums.data_ptr(), 4096, 2, 64 * nbytes, 64, nbytes, 32)
+    torch.testing.assert_close(merged.mean, x.mean(1), rtol=1e-14, atol=0)
     expected = (x - x.mean(1, keepdim=True)).square().sum(1)
     torch.testing.assert_close(merged.m2, expected, rtol=1e-7 / std**2, atol=0)
-    assert (Moments.of_sums(3, np.array([[[0.3], [0.03]]])).m2 >= 0).all()
+    swapped = sums.transpose(0, 1).contiguous()  # (job, frame, 2, c), as over time
+    again = moments_of(swapped.data_ptr(), 4096, 2, nbytes, 64, 2 * nbytes, 32)
+    assert torch.equal(again.m2, merged.m2)
+    flat = torch.tensor([0.3, 0.0299], dtype=torch.float64).repeat_interleave(
+        32
+    )  # squares by rounding too small
+    assert (moments_of(flat.data_ptr(), 3, 1, 0, 1, 0, 32).m2 == 0).all()
 
 
 def test_averaged_variances_are_something_else():

@@ -14,7 +14,7 @@ from refusals import refused
 
 from temporal_vae.engine import cache, calls, processor, trust
 from temporal_vae.engine.gate import Reason
-from temporal_vae.engine.kernels import naive, native
+from temporal_vae.engine.kernels import jobs, naive, native
 from temporal_vae.engine.threads import once
 from temporal_vae.errors import InputError
 
@@ -62,11 +62,14 @@ def exception(monkeypatch):
 
 
 def not_a_number(monkeypatch):
-    def of_sums(count, sums):
-        mean, m2 = torch.from_numpy(sums).unbind(1)
-        return native.Moments(count, mean * torch.nan, m2)
+    right = jobs.moments_of
 
-    monkeypatch.setattr(native.Moments, "of_sums", of_sums)
+    def moments_of(*arguments):
+        moments = right(*arguments)
+        return jobs.Moments(moments.count, moments.mean * torch.nan, moments.m2)
+
+    monkeypatch.setattr(jobs, "moments_of", moments_of)
+    monkeypatch.setattr(native, "moments_of", moments_of)
 
 
 def no_compiler(monkeypatch):

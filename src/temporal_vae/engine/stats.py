@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +25,6 @@ class Moments:
     count: int
     mean: Tensor
     m2: Tensor
-
-    @classmethod
-    def of_sums(cls, count: int, sums: np.ndarray[tuple[int, int, int], np.dtype[np.float64]]) -> Moments:
-        """From sums and sums of squares, `(t, 2, c)`, of `count` values each."""
-        total, squares = sums[:, 0], sums[:, 1]
-        mean = total / count
-        m2 = np.maximum(squares - total * mean, 0)
-        return cls(count, torch.from_numpy(mean), torch.from_numpy(m2))
 
     @classmethod
     def of_values(cls, values: Tensor) -> Moments:

@@ -17,10 +17,8 @@ from temporal_vae.engine.geometry import Span, shares, sums_bytes
 from temporal_vae.engine.kernels import Progress, native_code
 from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.kernels.crew import Crew
+from temporal_vae.engine.stats import Moments
 from temporal_vae.engine.storage import Scratch
-
-Sums = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
-"""`(t, 2, c)`: sums of values and of their squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +42,13 @@ class Jobs:
         self,
         call: Call,
         frames: Sequence[tuple[int, ...]],
+        pixels: int,
         parts: Sequence[Span],
         outputs: int,
         scratch: Sequence[Scratch],
         progress: Progress,
-    ) -> Sums:
-        """Each job does a part of one frame; `frames` are the first fields of the jobs of each."""
+    ) -> Moments:
+        """Each job does a part of one frame; `frames` are the first fields of the jobs of each. Moments `(t, c)`."""
         shared = len(frames[0])
         jobs = self._blank(call, (len(frames), len(parts)), shared, outputs)
         jobs[..., :shared] = np.array(frames)[:, None, None]
@@ -58,25 +57,26 @@ class Jobs:
         place = self.sums.reset().address(len(frames) * each)
         jobs[..., shared] = place + nbytes * np.arange(len(frames) * len(parts)).reshape(len(frames), -1, 1)
         self._do(call, jobs, scratch, progress)
-        return self._merged(place, (len(frames), each), (len(parts), nbytes), outputs)
+        return moments_of(place, pixels, len(frames), each, len(parts), nbytes, outputs)
 
     def over_time(
         self,
         call: Call,
         frames: int,
+        pixels: int,
         parts: Sequence[Span],
         outputs: int,
         scratch: Sequence[Scratch],
         progress: Progress,
-    ) -> Sums:
-        """Each job does the same pixels of all frames."""
+    ) -> Moments:
+        """Each job does some pixels, the same of all frames. Moments `(t, c)`."""
         jobs = self._blank(call, (len(parts),), 0, outputs)
         jobs[..., 1:3] = np.array([(part.first, part.last) for part in parts])[:, None]
         nbytes, each = sums_bytes(1, 1, outputs), sums_bytes(1, frames, outputs)
         place = self.sums.reset().address(len(parts) * each)
         jobs[..., 0] = place + each * np.arange(len(parts))[:, None]
         self._do(call, jobs, scratch, progress)
-        return self._merged(place, (frames, nbytes), (len(parts), each), outputs)
+        return moments_of(place, pixels, frames, nbytes, len(parts), each, outputs)
 
     def _blank(self, call: Call, count: tuple[int, ...], shared: int, outputs: int) -> np.ndarray:
         """Jobs with a range of outputs each; where there are few, several share what one would write.
@@ -93,9 +93,22 @@ class Jobs:
         rooms = [one.reset().address(call.room) for one in scratch]
         self.crew.sweep(call.code, call.fields, jobs.reshape(-1, jobs.shape[-1]), rooms, progress)
 
-    @staticmethod
-    def _merged(place: int, frames: tuple[int, int], jobs: tuple[int, int], outputs: int) -> Sums:
-        """The sums of all jobs of each frame; of both how many there are, and bytes from one to the next."""
-        merged = np.zeros((frames[0], 2, outputs))
-        native_code.merge()(place, merged.ctypes.data, *frames, *jobs, 2 * outputs)
-        return merged
+
+def moments_of(
+    sums: int, count: int, frames: int, of_frame: int, jobs: int, of_job: int, outputs: int
+) -> Moments:
+    """The moments of each frame, of `count` values each, from the sums of its jobs.
+
+    Args:
+        sums: address of the sums `(2, outputs)` of jobs, in float64.
+        count: values of a frame and channel.
+        frames: how many.
+        of_frame: bytes from the first job of a frame to that of the next.
+        jobs: of each frame.
+        of_job: bytes from one to the next.
+        outputs: channels.
+    """
+    both = torch.empty((2, frames, outputs), dtype=torch.float64)
+    native_code.moments()(sums, both.data_ptr(), count, frames, of_frame, jobs, of_job, outputs)
+    mean, m2 = both
+    return Moments(count, mean, m2)

@@ -28,7 +28,7 @@ from temporal_vae.engine.geometry import (
 )
 from temporal_vae.engine.kernels import Progress, native_code
 from temporal_vae.engine.kernels.crew import ALL, Crew
-from temporal_vae.engine.kernels.jobs import Call, Jobs
+from temporal_vae.engine.kernels.jobs import Call, Jobs, moments_of
 from temporal_vae.engine.kernels.operands import address, check_rows, table, tiles_of
 from temporal_vae.engine.kernels.packing import Packing, side_by_side
 from temporal_vae.engine.kernels.simd import Scalar
@@ -162,13 +162,11 @@ class NativeKernels:
         output = address("target", target.data, self._dtype, rows, width, outputs) - target.first * target_row
         read = (len(source.data), width >> enlarge, weights.inputs)
         begin = address("source", source.data, self._dtype, *read) - source.first * source_row
-        sums = np.empty((1, 2, outputs))
         part = Span(target.first, target.first + rows)
         if not weights.direct:
             part = tiles_of(part, width)
-        place = (begin, output, output if add else 0, *self._pending(weights, affine), sums.ctypes.data)
-        self._alone(call, (*place, part.first, part.last, 0, outputs), scratch)
-        return Moments.of_sums(rows * width, sums)
+        place = (begin, output, output if add else 0, *self._pending(weights, affine))
+        return self._alone(call, place, part, rows * width, 1, outputs, scratch)
 
     def pointwise(self, source: Rows, target: Rows, weights: PackedWeights, scratch: Scratch) -> Moments:
         """1x1 convolution of the rows of `target`."""
@@ -201,14 +199,25 @@ class NativeKernels:
     ) -> Moments:
         pixels = len(targets[0])
         call, _tables = self._over_time(sources, targets, weights, affine, add=add)
-        sums = np.empty((len(targets), 2, weights.outputs))
-        self._alone(call, (sums.ctypes.data, 0, pixels, 0, weights.outputs), scratch)
-        return Moments.of_sums(pixels, sums)
+        return self._alone(call, (), Span(0, pixels), pixels, len(targets), weights.outputs, scratch)
 
-    def _alone(self, call: Call, job: tuple[int, ...], scratch: Scratch) -> None:
+    def _alone(
+        self,
+        call: Call,
+        place: tuple[int, ...],
+        part: Span,
+        pixels: int,
+        frames: int,
+        outputs: int,
+        scratch: Scratch,
+    ) -> Moments:
+        """A single job, in the calling thread: all outputs of a part of the target, which has so many pixels."""
+        sums = np.empty((frames, 2, outputs))
+        job = *place, sums.ctypes.data, part.first, part.last, 0, outputs
         fields, jobs, ticket = (np.array(values, dtype=np.int64) for values in (call.fields, job, (0,)))
-        place = ticket.ctypes.data
-        call.code(fields.ctypes.data, jobs.ctypes.data, 1, place, scratch.address(call.room), ALL)
+        room = scratch.address(call.room)
+        call.code(fields.ctypes.data, jobs.ctypes.data, 1, ticket.ctypes.data, room, ALL)
+        return moments_of(sums.ctypes.data, pixels, frames, sums[0].nbytes, 1, 0, outputs)
 
     # Whole frames
 
@@ -249,8 +258,7 @@ class NativeKernels:
             output = address("target", target, self._dtype, height, width, outputs)
             pending = self._pending(weights, None if affine is None else affine.of(index))
             frames.append((begin, output, output if add else 0, *pending))
-        sums = self._jobs.over_frames(call, frames, parts, outputs, scratch, progress)
-        return Moments.of_sums(height * width, sums)
+        return self._jobs.over_frames(call, frames, height * width, parts, outputs, scratch, progress)
 
     def sweep_halving(
         self,
@@ -275,8 +283,7 @@ class NativeKernels:
         for source, target in zip(sources, targets, strict=True):
             begin = address("source", source, self._dtype, tall, wide, channels)
             frames.append((begin, address("target", target, self._dtype, height, width, outputs), 0, 0, 0))
-        sums = self._jobs.over_frames(call, frames, parts, outputs, scratch, progress)
-        return Moments.of_sums(height * width, sums)
+        return self._jobs.over_frames(call, frames, height * width, parts, outputs, scratch, progress)
 
     def sweep_time(
         self,
@@ -294,8 +301,7 @@ class NativeKernels:
         pending = None if affine is None else affine.of(0)
         call, _tables = self._over_time(sources, targets, weights, pending, add=add)
         parts = parts_of_a_clip(pixels, len(targets), outputs, self._jobs.crew.count, call.fields[-1])
-        sums = self._jobs.over_time(call, len(targets), parts, outputs, scratch, progress)
-        return Moments.of_sums(pixels, sums)
+        return self._jobs.over_time(call, len(targets), pixels, parts, outputs, scratch, progress)
 
     # What kernels are called with
 

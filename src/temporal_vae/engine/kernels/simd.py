@@ -227,7 +227,7 @@ class Vectors:
 
     def _spread(self, one: Value, kind: ir.VectorType) -> Value:
         first = self.ir.insert_element(ir.Constant(kind, ir.Undefined), one, ir.Constant(I32, 0))
-        mask = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        mask = ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count)
         return self.ir.shuffle_vector(first, ir.Constant(kind, ir.Undefined), mask)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
@@ -311,6 +311,10 @@ class Vectors:
     @property
     def _wide(self) -> ir.VectorType:
         return ir.VectorType(F64, self.lanes // 2)
+
+    def wide(self, whole: Value) -> Value:
+        """An integer in every lane of a vector of float64."""
+        return self._spread(self.ir.sitofp(whole, F64), self._wide)
 
     def load_wide(self, address: Value) -> Value:
         """A vector of float64."""
