@@ -51,6 +51,8 @@ class Moments:
 
     def of(self, frames: Sequence[int]) -> Moments:
         """Those of some consecutive frames."""
+        if len(frames) == len(self.mean):
+            return self
         part = slice(frames[0], frames[-1] + 1)
         return Moments(self.count, self.mean[part], self.m2[part])
 

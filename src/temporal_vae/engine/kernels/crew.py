@@ -50,6 +50,7 @@ class Crew:
         self.workers = workers
         self._helpers: list[Thread] = []
         board = torch.zeros(ROOMS + workers.count, dtype=torch.int64)  # torch aligns to cache lines
+        board[SYSTEM] = _system()
         self._board, self._place = board.numpy(), board.data_ptr()
 
     @property
@@ -103,7 +104,6 @@ class Crew:
     def _hire(self) -> int:
         """Have helpers, if the workers are at work; how many."""
         if self.count > 1 and not self._helpers and self.workers.at_end(self._dismiss):
-            self._board[SYSTEM] = _system()
             serve = _function("serve")
             self._helpers = [
                 Thread(target=serve, args=(self._place, number), name=f"temporal-vae-{number}", daemon=True)

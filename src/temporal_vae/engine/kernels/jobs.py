@@ -110,5 +110,4 @@ def moments_of(
     """
     both = torch.empty((2, frames, outputs), dtype=torch.float64)
     native_code.moments()(sums, both.data_ptr(), count, frames, of_frame, jobs, of_job, outputs)
-    mean, m2 = both
-    return Moments(count, mean, m2)
+    return Moments(count, *both.unbind())
