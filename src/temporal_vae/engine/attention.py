@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from temporal_vae.engine import processor
 from temporal_vae.engine.gate import is_plain
 from temporal_vae.engine.geometry import QUERIES, spans
 from temporal_vae.engine.passes import Context
@@ -51,21 +52,33 @@ def attend(
 
 
 def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool) -> None:
-    """Add to a frame `(h, w, c)` what its attention makes of it; `norm` is the GroupNorm that comes first."""
+    """Add to a frame `(h, w, c)` what its attention makes of it; `norm` is the GroupNorm that comes first.
+
+    Where torch is slow in the type of the frame, it computes in float32.
+    """
+    dtype = getattr(
+        torch, processor.attention_type(frame.device.type, str(frame.dtype).removeprefix("torch."))
+    )
     pixels = frame.view(-1, frame.shape[-1])
     parts = [pixels[span.first : span.last] for span in spans(len(pixels), QUERIES)]
-    normal, keys, values = rooms = [pool.take(pixels.shape, pixels.dtype) for _ in range(3)]
+    normal, keys, values = rooms = [pool.take(pixels.shape, dtype) for _ in range(3)]
     offset = 0
     for part in parts:
         wide = part.to(norm.scale.dtype)
         normal[offset : offset + len(part)] = torch.addcmul(norm.shift, wide, norm.scale)
         offset += len(part)
     for projection, target in ((attention.to_k, keys), (attention.to_v, values)):
-        torch.addmm(projection.bias, normal, projection.weight.T, out=target)
+        torch.addmm(projection.bias.to(dtype), normal, projection.weight.T.to(dtype), out=target)
     leave = cast("nn.Linear", attention.to_out[0])
     for part, queries in zip(parts, normal.split([len(part) for part in parts]), strict=True):
-        asked = attention.to_q(queries)
+        asked = _project(queries, attention.to_q)
         found = F.scaled_dot_product_attention(asked[None, None], keys[None, None], values[None, None])
-        part += leave(found[0, 0])
+        part += _project(found[0, 0], leave)
     for room in rooms:
         pool.give(room)
+
+
+def _project(x: Tensor, linear: nn.Linear) -> Tensor:
+    """A linear layer, in the type of `x`."""
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    return F.linear(x, linear.weight.to(x.dtype), bias)

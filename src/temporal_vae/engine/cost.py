@@ -30,7 +30,7 @@ from temporal_vae.engine.geometry import (
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
 
 MIB = 2**20
-FIRST_USE = {"float32": 96 * MIB, "int16": 108 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 96 * MIB, "int16": 100 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
@@ -277,11 +277,12 @@ class Workload:
 
     def _attention(self, state: Activation) -> tuple[int, int]:
         """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
-        frame = state.values * self.item
-        queries = min(QUERIES, state.values // state.channels) * state.channels * max(self.item, 4)
+        item = ITEMSIZE[processor.attention_type(self.device, self.dtype)]
+        queries = min(QUERIES, state.values // state.channels) * state.channels * max(item, 4)
         copies = 3 * REPACKED if self.arithmetic == "bfloat16" else REPACKED
-        repacked = copies * frame if self.item == 2 else 0
-        pooled = (ATTENTION_COPIES + (state.keep == "spilled")) * frame
+        repacked = copies * state.values * item if item == 2 else 0
+        pooled = ATTENTION_COPIES * state.values * item
+        pooled += state.values * self.item if state.keep == "spilled" else 0
         return pooled, repacked + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
 
     def _scratch(self, step: Step, one: Pass) -> int:

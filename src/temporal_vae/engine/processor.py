@@ -141,6 +141,11 @@ def torch_is_fast(device: str, dtype: str) -> bool:
     return device == "cpu" and (dtype in ("float32", "float64") or multiplies_pairs(dtype))
 
 
+def attention_type(device: str, dtype: str) -> str:
+    """The type in which torch is to compute attention over activations of a dtype: one that it is fast in."""
+    return "float32" if device == "cpu" and not torch_is_fast(device, dtype) else dtype
+
+
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
 _ARCH_PRCTL = 158  # on x86-64
 

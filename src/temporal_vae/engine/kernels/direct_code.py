@@ -51,12 +51,18 @@ class _Direct(Emitter):
         """Stage one pixel, or zeros for one outside."""
         b = self.b
         with b.ir.if_else(inside) as (then, otherwise):
-            with then, b.loop(0, channels, b.lanes) as c:
-                scale, shift = self.affine(c)
-                value = self.activated(b.add(source, b.mul(c, self.bytes)), scale, shift, rough=self.pairs)
-                self._put(value, b.add(place, b.mul(c, self.item)))
+            with then:
+                self.stage_values(source, place, channels)
             with otherwise, b.loop(0, channels, b.lanes) as c:
                 self._put(b.zero, b.add(place, b.mul(c, self.item)))
+
+    def stage_values(self, source: Value, place: Value, channels: Value) -> None:
+        """Stage one pixel."""
+        b = self.b
+        with b.loop(0, channels, b.lanes) as c:
+            scale, shift = self.affine(c)
+            value = self.activated(b.add(source, b.mul(c, self.bytes)), scale, shift, rough=self.pairs)
+            self._put(value, b.add(place, b.mul(c, self.item)))
 
     def _put(self, value: Value, place: Value) -> None:
         if self.pairs:
@@ -286,9 +292,8 @@ class DirectTemporal(_Direct):
         source = b.add(self.frame_address("sources", frame), b.mul(first, pixel))
         place = self._place(frame)
         with b.loop(0, rows) as row:
-            inside = b.less(row, rows)
-            self.stage(
-                b.add(source, b.mul(row, pixel)), b.add(place, b.mul(row, self.row)), inside, arg["inputs"]
+            self.stage_values(
+                b.add(source, b.mul(row, pixel)), b.add(place, b.mul(row, self.row)), arg["inputs"]
             )
 
     def _panel(self, k: Value, frame: Value, first: Value, rows: Value) -> None:
