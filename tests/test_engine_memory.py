@@ -16,10 +16,10 @@ from oracle import noise
 from refusals import refused
 
 from temporal_vae.cli import options
-from temporal_vae.engine import resources, schedule, storage
+from temporal_vae.engine import resources, schedule, spill
 from temporal_vae.engine.cost import MIB
 from temporal_vae.engine.resources import free_memory, is_memory
-from temporal_vae.engine.storage import SPILL_VARIABLE, spill_file
+from temporal_vae.engine.spill import SPILL_VARIABLE, spill_file
 from temporal_vae.errors import InputError, MemoryLimitError
 from temporal_vae.video.coder import Coder
 
@@ -140,10 +140,10 @@ def folders(tmp_path, monkeypatch):
     for name in names:
         name.mkdir()
     monkeypatch.delenv(SPILL_VARIABLE, raising=False)
-    monkeypatch.setattr(storage, "_usual_folders", lambda: names)
-    monkeypatch.setattr(storage, "is_memory", lambda folder: folder.name == "memory")
+    monkeypatch.setattr(spill, "_usual_folders", lambda: names)
+    monkeypatch.setattr(spill, "is_memory", lambda folder: folder.name == "memory")
     usage = lambda folder: SimpleNamespace(free=0 if folder.name == "full" else 2**40)  # noqa: E731
-    monkeypatch.setattr(storage.shutil, "disk_usage", usage)
+    monkeypatch.setattr(spill.shutil, "disk_usage", usage)
     used = []
     create = tempfile.TemporaryFile
 
@@ -151,7 +151,7 @@ def folders(tmp_path, monkeypatch):
         used.append(dir.name)
         return create(dir=dir, **options)
 
-    monkeypatch.setattr(storage.tempfile, "TemporaryFile", temporary)
+    monkeypatch.setattr(spill.tempfile, "TemporaryFile", temporary)
     return used
 
 

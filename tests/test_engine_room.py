@@ -13,8 +13,8 @@ from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.engine import attention, passes, processor, run, storage
 from temporal_vae.engine.kernels import crew, native_code
 from temporal_vae.engine.kernels.native import NativeKernels
+from temporal_vae.engine.spill import SpillFile
 from temporal_vae.engine.stats import Moments
-from temporal_vae.engine.storage import SpillFile
 
 pytestmark = pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
 

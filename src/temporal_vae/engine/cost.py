@@ -6,9 +6,10 @@ follows from what it reads and writes, and what is alive at once from what a ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from math import prod
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import (
@@ -38,10 +39,8 @@ STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enou
 TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
 LANES = 16  # values of a vector, at most
 PANEL = WIDEST_INPUT = 32  # channels that the native kernels write and read at least
-ATTENTION_COPIES = 3  # activations of a frame that attention holds besides its input: normal, keys, values
-REPACKED = (
-    2  # and of keys and values again, as torch lays 16-bit types out for its products; three times so for AMX
-)
+ATTENTION_COPIES = 3  # of a frame that attention holds besides its input: normal, keys, values
+REPACKED = 2  # and of keys and values again, as torch lays 16-bit types out; three times so for AMX
 ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
 ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
 
@@ -207,8 +206,8 @@ class Workload:
         alive = self.frames * state
         if makes:  # group by group the one comes and the other goes
             alive = max(alive + together * made, together * state + self.frames * made)
-        pooled, besides = together * (self._held(step.hidden) + self._held(step.enlarged)), 0
-        sums = work = again = 0
+        pooled = together * (self._held(step.hidden) + self._held(step.enlarged))
+        besides = sums = work = again = 0
         for one in step.passes:
             done = self.frames * step.size[0] * step.size[1] * one.work
             target = step.place(one.target)
@@ -237,21 +236,18 @@ class Workload:
 
     def _sums(self, step: Step, one: Pass, together: int) -> int:
         """Bytes of the sums of a sweep over whole frames, and of the one for its shortcut."""
-        (height, width), (inputs, taps, direct) = step.size, self._product(step, one)
-
-        def over_time(inputs: int, taps: int, direct: bool) -> int:
-            block = direct_block(inputs, taps, pairs=self.pairs) if direct else BLOCK
-            return len(parts_of_a_clip(height * width, together, one.outputs, self.workers, block))
-
-        if one.kind in ("halve", "temporal"):
-            parts = over_time(inputs, taps, direct)
-        else:
-            parts = len(
-                parts_of_a_frame(height, width, inputs, self.workers, direct=direct, pairs=self.pairs)
-            )
+        (height, width), (inputs, taps, direct), pairs = step.size, self._product(step, one), self.pairs
+        over_time = [(inputs, taps, direct)] if one.kind in ("halve", "temporal") else []
         if one.shortcut is not None:
-            parts = max(parts, over_time(inputs, 1, self._is_direct(step, 1)))
-        return sums_bytes(parts, together, _padded(one.outputs, PANEL))
+            over_time.append((inputs, 1, self._is_direct(step, 1)))
+        counts = []
+        for product in over_time:
+            block = direct_block(*product[:2], pairs=pairs) if product[2] else BLOCK
+            counts.append(len(parts_of_a_clip(height * width, together, one.outputs, self.workers, block)))
+        if one.kind not in ("halve", "temporal"):
+            parts = parts_of_a_frame(height, width, inputs, self.workers, direct=direct, pairs=pairs)
+            counts.append(len(parts))
+        return sums_bytes(max(counts), together, _padded(one.outputs, PANEL))
 
     def _held(self, activation: Activation | None) -> int:
         """Bytes of a frame in memory."""
@@ -379,21 +375,17 @@ class Workload:
             return direct_bytes(inputs, taps, pairs=self.pairs) + 64
         return scratch_bytes(inputs, outputs, POINTS[taps], fixed=self.arithmetic == "int16") + 64
 
-    def _rows(self, size: tuple[int, int], channels: int, frames: int) -> int:
-        """Rows of a strip, at most."""
-        key = (*size, channels, frames)
-        if key not in self._longest:
-            strips = self.cut.strips(*size, channels, frames, self.workers)
-            self._longest[key] = max(map(len, strips))
-        return self._longest[key]
+    @cached_property
+    def _rows(self) -> Callable[[tuple[int, int], int, int], int]:
+        """Rows of a strip, at most, by size, channels and frames."""
+        strips = self.cut.strips
+        return cache(lambda size, channels, t: max(map(len, strips(*size, channels, t, self.workers))))
 
-    def _run(self, size: tuple[int, int], channels: int) -> int:
-        """Pixels of a run, at most."""
-        key = (*size, channels, 0)
-        if key not in self._longest:
-            runs = self.cut.runs(size[0] * size[1], self.frames, channels, self.workers)
-            self._longest[key] = max(map(len, runs))
-        return self._longest[key]
+    @cached_property
+    def _run(self) -> Callable[[tuple[int, int], int], int]:
+        """Pixels of a run, at most, by size and channels."""
+        runs, frames = self.cut.runs, self.frames
+        return cache(lambda size, channels: max(map(len, runs(prod(size), frames, channels, self.workers))))
 
     @cached_property
     def _widest(self) -> int:
@@ -403,10 +395,6 @@ class Workload:
 
     @cached_property
     def _costs(self) -> dict[tuple[int, Rung, Keep], Cost]:
-        return {}
-
-    @cached_property
-    def _longest(self) -> dict[tuple[int, ...], int]:
         return {}
 
 

@@ -21,8 +21,9 @@ from temporal_vae.engine.kernels import Weights, kernels_for
 from temporal_vae.engine.passes import Advance, Context, Convolution, Rematerialised
 from temporal_vae.engine.planner import LevelPlan, Plan
 from temporal_vae.engine.schedule import Pass, Place, Step
+from temporal_vae.engine.spill import HostMemory, SpillFile, spill_file
 from temporal_vae.engine.stats import Affine, Moments, affine, stack
-from temporal_vae.engine.storage import Activations, HostMemory, Pool, Scratch, SpillFile, spill_file
+from temporal_vae.engine.storage import Activations, Pool, Scratch
 from temporal_vae.engine.workers import Workers
 
 

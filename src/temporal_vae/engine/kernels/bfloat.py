@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from temporal_vae.engine.kernels.simd import I32, Value, Vectors
+from temporal_vae.engine.kernels.control import I32, Value
+from temporal_vae.engine.kernels.simd import Vectors
 
 
 class _BFloat16(ir.types._BaseFloatType):  # type: ignore[misc]  # llvmlite has no types, and not this one

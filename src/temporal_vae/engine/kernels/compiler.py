@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from temporal_vae.engine import cache
 from temporal_vae.engine.kernels.bfloat import Builder
-from temporal_vae.engine.kernels.simd import I64, Value
+from temporal_vae.engine.kernels.control import I64, Value
 from temporal_vae.engine.processor import Machine
 
 Sweep = Callable[[int, int, int, int, int, int], None]

@@ -21,7 +21,7 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import Progress, compiler
 from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.compiler import Sweep
-from temporal_vae.engine.kernels.simd import Value
+from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.processor import Machine
 from temporal_vae.engine.threads import once
 from temporal_vae.engine.workers import Workers

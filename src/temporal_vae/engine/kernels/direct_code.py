@@ -19,8 +19,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 from temporal_vae.engine.geometry import DIRECT_ROWS, LINE
 from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.kernels.emitter import Emitter
-from temporal_vae.engine.kernels.simd import Scalar, Sums, Value
+from temporal_vae.engine.kernels.simd import Scalar, Sums
 from temporal_vae.engine.processor import Machine, multiplies_pairs
 
 

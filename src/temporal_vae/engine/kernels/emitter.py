@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from temporal_vae.engine.geometry import ITEMSIZE
 from temporal_vae.engine.kernels.bfloat import Builder
-from temporal_vae.engine.kernels.simd import Scalar, Value
+from temporal_vae.engine.kernels.control import Value
+from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.processor import Machine, multiplies_pairs
 
 

@@ -18,9 +18,10 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import compiler
 from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.compiler import Sweep
+from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.kernels.direct_code import DirectHalve, DirectSpatial, DirectTemporal
 from temporal_vae.engine.kernels.packing_code import PACK, PACK_JOB, PackDirect, PackFiltered, PackFixed
-from temporal_vae.engine.kernels.simd import Scalar, Value
+from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.kernels.winograd import F11, F43
 from temporal_vae.engine.kernels.winograd_code import WinogradSpatial, WinogradTemporal
 from temporal_vae.engine.processor import Machine

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 
 from temporal_vae.engine.geometry import POINTS
 from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.kernels.products import CHUNK, LARGEST_COLUMN
-from temporal_vae.engine.kernels.simd import Scalar, Value
+from temporal_vae.engine.kernels.simd import Scalar
 from temporal_vae.engine.kernels.winograd import F43
 from temporal_vae.engine.kernels.winograd_code import transform
 from temporal_vae.engine.processor import Machine, multiplies_pairs

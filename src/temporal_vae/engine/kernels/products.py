@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from temporal_vae.engine.geometry import LINE, PAD
 from temporal_vae.engine.kernels.bfloat import Builder
-from temporal_vae.engine.kernels.simd import Value
+from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.processor import Machine
 
 CHUNK = 64  # inputs whose products are summed in integers; then the sums go on in float32

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import BLOCK
 from temporal_vae.engine.kernels.bfloat import Builder
+from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.kernels.emitter import Emitter
 from temporal_vae.engine.kernels.products import FixedProduct, FloatProduct
-from temporal_vae.engine.kernels.simd import Scalar, Sums, Value
+from temporal_vae.engine.kernels.simd import Scalar, Sums
 from temporal_vae.engine.kernels.winograd import F43, Matrix, Winograd, shortened
 from temporal_vae.engine.processor import Machine
 
