@@ -220,8 +220,7 @@ class Workload:
                 sums = max(sums, self._sums(step, one, together))
             elif one.kind == "finish":
                 channels = finish_channels(one.outputs)
-                run = self._run(step.size, channels)
-                besides = self.workers * run * self.frames * channels * self.item
+                besides = self.workers * self._run(step.size, channels) * self.frames * channels * self.item
         return _StepCost(
             makes=makes,
             alive=alive,
@@ -241,8 +240,8 @@ class Workload:
         if one.shortcut is not None:
             over_time.append((inputs, 1, self._is_direct(step, 1)))
         counts = []
-        for product in over_time:
-            block = direct_block(*product[:2], pairs=pairs) if product[2] else BLOCK
+        for *product, plain in over_time:
+            block = direct_block(*product, pairs=pairs) if plain else BLOCK
             counts.append(len(parts_of_a_clip(height * width, together, one.outputs, self.workers, block)))
         if one.kind not in ("halve", "temporal"):
             parts = parts_of_a_frame(height, width, inputs, self.workers, direct=direct, pairs=pairs)
@@ -275,11 +274,10 @@ class Workload:
         """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
         item = ITEMSIZE[processor.attention_type(self.device, self.dtype)]
         queries = min(QUERIES, state.values // state.channels) * state.channels * max(item, 4)
-        copies = 3 * REPACKED if self.arithmetic == "bfloat16" else REPACKED
-        repacked = copies * state.values * item if item == 2 else 0
-        pooled = ATTENTION_COPIES * state.values * item
-        pooled += state.values * self.item if state.keep == "spilled" else 0
-        return pooled, repacked + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
+        repacked = (REPACKED if item == 2 else 0) * (3 if self.arithmetic == "bfloat16" else 1)
+        brought = state.values * self.item if state.keep == "spilled" else 0
+        besides = repacked * state.values * item + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
+        return ATTENTION_COPIES * state.values * item + brought, besides
 
     def _scratch(self, step: Step, one: Pass) -> int:
         """Bytes of scratch that a job takes; each piece may take 64 more."""
@@ -329,9 +327,9 @@ class Workload:
             source = step.state
         windows += source is not None and source.keep == "spilled"
         windows += target.keep != "memory" and target != source
-        run = self._run(step.size, one.outputs)
+        run = self._run(step.size, one.outputs) * one.outputs * self.item
         kernel = self._kernel(one.inputs, one.outputs, *self._product(step, one)[1:])
-        return windows * self.frames * (run * one.outputs * self.item + 64) + kernels * kernel
+        return windows * self.frames * (run + 64) + kernels * kernel
 
     def _weights(self, step: Step, one: Pass) -> int:
         """Bytes of packed weights that a pass reads."""
@@ -378,8 +376,8 @@ class Workload:
     @cached_property
     def _rows(self) -> Callable[[tuple[int, int], int, int], int]:
         """Rows of a strip, at most, by size, channels and frames."""
-        strips = self.cut.strips
-        return cache(lambda size, channels, t: max(map(len, strips(*size, channels, t, self.workers))))
+        strips, workers = self.cut.strips, self.workers
+        return cache(lambda size, c, frames: max(map(len, strips(size[0], size[1], c, frames, workers))))
 
     @cached_property
     def _run(self) -> Callable[[tuple[int, int], int], int]:
