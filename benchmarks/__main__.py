@@ -18,6 +18,7 @@ from temporal_vae.errors import InputError, TemporalVaeError
 from temporal_vae.interrupts import be_careful, handled
 
 _CASES = ("8x256x256", "14x320x512")
+_SMALL_CASES = ("1x64x64", "2x128x128", "4x64x96", "14x64x64", "1x256x256")  # where little is computed
 _TRAINING_CASES = ("8x64x64",)  # a step of training holds every activation
 
 
@@ -51,6 +52,7 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic only since
     help=f"Default: {_CASES[0]}; {_TRAINING_CASES[0]} to train.",
 )
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Default: float32.")
+@click.option("--small", is_flag=True, help=f"{', '.join(_SMALL_CASES)}; decode and encode.")
 @click.option("--full", is_flag=True, help=f"Both {' and '.join(_CASES)}, in both types.")
 @click.option(
     "--contestant",
@@ -69,6 +71,7 @@ def bench(
     jobs: tuple[str, ...],
     cases: tuple[Case, ...],
     dtypes: tuple[str, ...],
+    small: bool,
     full: bool,
     contestants: tuple[str, ...],
     model: str,
@@ -97,8 +100,8 @@ def bench(
             threads=threads or cores(),
             memory_limit=memory_limit,
         )
-        for job in jobs or JOBS[:4]
-        for case in cases or _cases(job, full)
+        for job in jobs or JOBS[: 2 if small else 4]
+        for case in cases or _cases(job, small, full)
         for dtype in dtypes or DTYPES[: 2 if full else 1]
     ]
     races = _run(trials, contestants, rounds, output, as_json)
@@ -112,9 +115,11 @@ def bench(
         raise TemporalVaeError(f"temporal-vae has no times for {'; '.join(refused)}")
 
 
-def _cases(job: str, full: bool) -> list[Case]:
+def _cases(job: str, small: bool, full: bool) -> list[Case]:
     """The clips of a job for which none are named."""
-    texts = _TRAINING_CASES if job.startswith("train") else _CASES[: 2 if full else 1]
+    texts = _SMALL_CASES if small else _CASES[: 2 if full else 1]
+    if job.startswith("train"):
+        texts = _TRAINING_CASES
     return [Case.parse(text) for text in texts]
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.contestants import CONTESTANTS, OURS
 from benchmarks.protocol import Race, Row
+from temporal_vae.engine import processor
 
 _PACKAGES = ("torch", "diffusers", "openvino", "onnxruntime", "onnx", "onnxscript", "numpy")
 _TUNING = ("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -46,6 +47,7 @@ def describe(race: Race) -> dict[str, Any]:
         "dtype": race.trial.dtype,
         "model": race.trial.model,
         "threads": race.trial.threads,
+        "kernels": _kernels(),
         "memory_limit": race.trial.memory_limit,
         "error_limit": race.error_limit,
         "nominal_gflop": None if race.operations is None else race.operations / 1e9,
@@ -87,7 +89,7 @@ def print_race(race: dict[str, Any]) -> None:
     """Print the table of a described race to standard output."""
     ceiling = race["ceiling_gflop_per_second"]
     title = (
-        f"{race['job']} {race['case']} {race['dtype']}, threads: {race['threads']}; "
+        f"{race['job']} {race['case']} {race['dtype']}, threads: {race['threads']}, kernels: {race['kernels']}; "
         f"ceiling: convolutions {ceiling['conv']:.0f}, products {ceiling['gemm']:.0f} GFLOP/s"
     )
     table = Table(title=title, title_justify="left")
@@ -129,6 +131,7 @@ def circumstances(rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "machine": {
             "processor": _processor(),
+            "kernels": _kernels(),
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "system": f"{platform.system()} {platform.release()}",
@@ -162,6 +165,12 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return f"release {version('temporal-vae')}"
+
+
+def _kernels() -> str:
+    """The set of kernels that ours computes with."""
+    machine = processor.host()
+    return "none" if machine is None else machine.kernels
 
 
 def _processor() -> str:

@@ -31,7 +31,7 @@ from temporal_vae.engine.geometry import (
 from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
 
 MIB = 2**20
-FIRST_USE = {"float32": 96 * MIB, "int16": 100 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 96 * MIB, "int16": 104 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
