@@ -1,8 +1,8 @@
 """The few tensor kernels of the engine; each works on one tile, in one thread.
 
 `naive` is plain torch, runs anywhere and says what is right. `native` is machine code for this processor:
-`native_code`, written with the words of `control`, `simd` and `bfloat`, compiled by `compiler`, done as `jobs` by a `crew`. Those of
-`triton_kernels` serve `naive` on a GPU. `kernels_for` picks.
+`native_code`, written with the words of `control`, `simd` and `bfloat`, compiled by `compiler`, done as `jobs` by a
+`crew`. Those of `triton_kernels` serve `naive` on a GPU. `kernels_for` picks.
 """
 
 from __future__ import annotations
