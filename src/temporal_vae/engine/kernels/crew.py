@@ -83,8 +83,9 @@ class Crew:
         if helpers:
             board[CODE:SYSTEM] = ctypes.cast(code, ctypes.c_void_p).value, *given[:3]  # type: ignore[arg-type]
             board[ROOMS:] = rooms
-            _function("begin")(self._place, helpers)
         try:
+            if helpers:
+                _function("begin")(self._place, helpers)
             at_a_time = 1
             while True:
                 begun = perf_counter()
@@ -104,13 +105,11 @@ class Crew:
     def _hire(self) -> int:
         """Have helpers, if the workers are at work; how many."""
         if self.count > 1 and not self._helpers and self.workers.at_end(self._dismiss):
-            serve = _function("serve")
-            self._helpers = [
-                Thread(target=serve, args=(self._place, number), name=f"temporal-vae-{number}", daemon=True)
-                for number in range(1, self.count)
-            ]
-            for helper in self._helpers:
+            for number in range(1, self.count):
+                arguments, name = (self._place, number), f"temporal-vae-{number}"
+                helper = Thread(target=_function("serve"), args=arguments, name=name, daemon=True)
                 helper.start()
+                self._helpers.append(helper)
         return len(self._helpers)
 
     def _dismiss(self) -> None:

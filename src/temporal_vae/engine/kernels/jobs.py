@@ -50,7 +50,7 @@ class Jobs:
     ) -> Moments:
         """Each job does a part of one frame; `frames` are the first fields of the jobs of each. Moments `(t, c)`."""
         shared = len(frames[0])
-        jobs = self._blank(call, (len(frames), len(parts)), shared, outputs)
+        jobs = self._blank((len(frames), len(parts)), shared, outputs)
         jobs[..., :shared] = np.array(frames)[:, None, None]
         jobs[..., shared + 1 : shared + 3] = np.array([(part.first, part.last) for part in parts])[:, None]
         nbytes, each = sums_bytes(1, 1, outputs), sums_bytes(len(parts), 1, outputs)
@@ -70,7 +70,7 @@ class Jobs:
         progress: Progress,
     ) -> Moments:
         """Each job does some pixels, the same of all frames. Moments `(t, c)`."""
-        jobs = self._blank(call, (len(parts),), 0, outputs)
+        jobs = self._blank((len(parts),), 0, outputs)
         jobs[..., 1:3] = np.array([(part.first, part.last) for part in parts])[:, None]
         nbytes, each = sums_bytes(1, 1, outputs), sums_bytes(1, frames, outputs)
         place = self.sums.reset().address(len(parts) * each)
@@ -78,7 +78,7 @@ class Jobs:
         self._do(call, jobs, scratch, progress)
         return moments_of(place, pixels, frames, nbytes, len(parts), each, outputs)
 
-    def _blank(self, call: Call, count: tuple[int, ...], shared: int, outputs: int) -> np.ndarray:
+    def _blank(self, count: tuple[int, ...], shared: int, outputs: int) -> np.ndarray:
         """Jobs with a range of outputs each; where there are few, several share what one would write.
 
         Their fields: what is shared, the place of the sums, and the ends of the part and of the range.
