@@ -14,7 +14,7 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.gate import is_plain
 from temporal_vae.engine.geometry import QUERIES, spans
 from temporal_vae.engine.passes import Context
-from temporal_vae.engine.stats import Affine, Moments, affine, stack
+from temporal_vae.engine.stats import Affine, Moments, affine, merge, stack
 from temporal_vae.engine.storage import Activations, Pool
 
 
@@ -46,7 +46,10 @@ def attend(
             else:
                 result = attention(values.permute(2, 0, 1)[None])
                 values.copy_(result[0].permute(1, 2, 0))
-            gathered.append(Moments.of_values(values.view(1, -1, state.channels)))
+            pixels = values.view(1, -1, state.channels).split(
+                QUERIES, 1
+            )  # a whole frame in float32 is not planned
+            gathered.append(merge(map(Moments.of_values, pixels)))
         context.advance(state.height * state.width * work)
     return stack(gathered)
 
