@@ -37,6 +37,9 @@ def attend(
         moments: of these frames, for the norm.
         work: multiply-adds for each pixel.
     """
+    other_type = _type(state.dtype, context.pool.device) != state.dtype
+    if other_type:
+        context.pool.clear()  # what waits there does not serve attention, nor what attention leaves the next pass
     gathered = []
     for position, frame in enumerate(frames):
         with state.borrow(frame, context.pool) as values:
@@ -46,12 +49,20 @@ def attend(
             else:
                 result = attention(values.permute(2, 0, 1)[None])
                 values.copy_(result[0].permute(1, 2, 0))
-            pixels = values.view(1, -1, state.channels).split(
-                QUERIES, 1
-            )  # a whole frame in float32 is not planned
+            # By parts: a whole frame in float32 is not planned.
+            pixels = values.view(1, -1, state.channels).split(QUERIES, 1)
             gathered.append(merge(map(Moments.of_values, pixels)))
         context.advance(state.height * state.width * work)
+    if other_type:
+        context.pool.clear()
     return stack(gathered)
+
+
+def _type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type in which attention over activations is computed."""
+    name = processor.attention_type(device.type, str(dtype).removeprefix("torch."))
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool) -> None:
@@ -59,9 +70,7 @@ def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool)
 
     Where torch is slow in the type of the frame, it computes in float32.
     """
-    dtype = getattr(
-        torch, processor.attention_type(frame.device.type, str(frame.dtype).removeprefix("torch."))
-    )
+    dtype = _type(frame.dtype, frame.device)
     pixels = frame.view(-1, frame.shape[-1])
     parts = [pixels[span.first : span.last] for span in spans(len(pixels), QUERIES)]
     normal, keys, values = rooms = [pool.take(pixels.shape, dtype) for _ in range(3)]
