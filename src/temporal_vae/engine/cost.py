@@ -274,9 +274,9 @@ class Workload:
         """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
         item = ITEMSIZE[processor.attention_type(self.device, self.dtype)]
         queries = min(QUERIES, state.values // state.channels) * state.channels * max(item, 4)
-        repacked = (REPACKED if item == 2 else 0) * (3 if self.arithmetic == "bfloat16" else 1)
+        repacked = (REPACKED if self.item == 2 else 0) * (3 if self.arithmetic == "bfloat16" else 1)
         brought = state.values * self.item if state.keep == "spilled" else 0
-        besides = repacked * state.values * item + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
+        besides = repacked * state.values * self.item + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
         return ATTENTION_COPIES * state.values * item + brought, besides
 
     def _scratch(self, step: Step, one: Pass) -> int:
