@@ -131,7 +131,6 @@ def circumstances(rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "machine": {
             "processor": _processor(),
-            "kernels": _kernels(),
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "system": f"{platform.system()} {platform.release()}",

@@ -235,17 +235,17 @@ class Workload:
 
     def _sums(self, step: Step, one: Pass, together: int) -> int:
         """Bytes of the sums of a sweep over whole frames, and of the one for its shortcut."""
-        (height, width), (inputs, taps, direct), pairs = step.size, self._product(step, one), self.pairs
-        over_time = [(inputs, taps, direct)] if one.kind in ("halve", "temporal") else []
+        (inputs, taps, direct), pairs = self._product(step, one), self.pairs
+        over_time, counts = [], []
+        if one.kind in ("halve", "temporal"):
+            over_time.append((inputs, taps, direct))
+        else:
+            counts.append(len(parts_of_a_frame(*step.size, inputs, self.workers, direct=direct, pairs=pairs)))
         if one.shortcut is not None:
             over_time.append((inputs, 1, self._is_direct(step, 1)))
-        counts = []
         for *product, plain in over_time:
             block = direct_block(*product, pairs=pairs) if plain else BLOCK
-            counts.append(len(parts_of_a_clip(height * width, together, one.outputs, self.workers, block)))
-        if one.kind not in ("halve", "temporal"):
-            parts = parts_of_a_frame(height, width, inputs, self.workers, direct=direct, pairs=pairs)
-            counts.append(len(parts))
+            counts.append(len(parts_of_a_clip(prod(step.size), together, one.outputs, self.workers, block)))
         return sums_bytes(max(counts), together, _padded(one.outputs, PANEL))
 
     def _held(self, activation: Activation | None) -> int:

@@ -46,8 +46,7 @@ class Vectors(Control):
                 self.ir.load(self._at(address, ir.VectorType(F16, self.lanes)), align=2), self.vector
             )
         bits = self.ir.load(self._at(address, ir.VectorType(I16, self.lanes)), align=2)
-        wide = self.ir.zext(bits, ir.VectorType(I32, self.lanes))
-        return self.ir.bitcast(self.ir.shl(wide, self.integers(16)), self.vector)
+        return self._widened(bits)
 
     def gather(self, address: Value, stride: Value, dtype: Scalar = "float32") -> Value:
         """A vector of values `stride` bytes apart, widened to float32."""
@@ -65,7 +64,7 @@ class Vectors(Control):
     def _widened(self, short: Value) -> Value:
         """The bits of bfloat16 as float32."""
         wide = self.ir.zext(short, self._integer_vector)
-        return self.ir.bitcast(self.ir.shl(wide, self.integers(16)), self.vector)
+        return self.as_float(self.ir.shl(wide, self.integers(16)))
 
     def store(self, value: Value, address: Value, dtype: Scalar = "float32") -> None:
         """Write a vector, rounded to nearest even in the narrower types."""
