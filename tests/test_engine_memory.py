@@ -17,7 +17,7 @@ from refusals import refused
 
 from temporal_vae.cli import options
 from temporal_vae.engine import resources, schedule, spill
-from temporal_vae.engine.cost import MIB
+from temporal_vae.engine.overheads import MIB
 from temporal_vae.engine.resources import free_memory, is_memory
 from temporal_vae.engine.spill import SPILL_VARIABLE, spill_file
 from temporal_vae.errors import InputError, MemoryLimitError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from temporal_vae.engine import Network, Plan, plan, readable
-from temporal_vae.engine.cost import MIB
+from temporal_vae.engine.overheads import MIB
 from temporal_vae.engine.schedule import WHOLE
 from temporal_vae.errors import InputError, MemoryLimitError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.engine import attention, passes, processor, run, storage
-from temporal_vae.engine.kernels import crew, native_code
+from temporal_vae.engine.kernels import crew, native_code, norms
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.spill import SpillFile
 from temporal_vae.engine.stats import Moments
@@ -80,8 +80,9 @@ def _nothing_is_computed():
         return Moments(state.height * state.width, zeros, zeros)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kernel in ("spatial", "temporal", "halve", "pack", "moments"):
-            patch.setattr(native_code, kernel, lambda *_: lambda *_: None)
+        kernels = [(native_code, name) for name in ("spatial", "temporal", "halve", "pack")]
+        for module, name in [*kernels, (norms, "_moments"), (norms, "_affine")]:
+            patch.setattr(module, name, lambda *_: lambda *_: None)
         patch.setattr(
             run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count))
         )

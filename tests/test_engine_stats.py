@@ -71,7 +71,7 @@ def test_a_large_mean_does_not_swallow_a_small_variance(std):
 @pytest.mark.parametrize("std", [1.0, 1e-2])
 def test_sums_of_jobs_keep_a_small_variance(std):
     """Two frames of 64 jobs each, in machine code."""
-    from temporal_vae.engine.kernels.jobs import moments_of
+    from temporal_vae.engine.kernels.norms import moments_of
 
     x = values(2, 4096, 32, mean=1e4, std=std).float().double()
     parts = x.view(2, 64, 64, 32)
@@ -169,3 +169,20 @@ def test_affine_is_no_narrower_than_float32(weights, wide):
     assert pending.scale.dtype == pending.shift.dtype == getattr(torch, wide)
     assert pending.scale.is_contiguous()
     assert not pending.scale.requires_grad
+
+
+@pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("over_frames", [False, True])
+@pytest.mark.parametrize("channels", [32, 96, 128, 512])
+def test_affine_in_machine_code(channels, over_frames, dtype):
+    """Means far from zero and far apart: what `affine` computes in float64, to the last bit of float32."""
+    from temporal_vae.engine.kernels.norms import affine_of
+
+    moments = Moments.of_values(values(3, 40, channels, mean=1e3 * values(1, 1, channels, seed=3), std=0.1))
+    norm = norm_of(channels, eps=1e-5).to(dtype)
+    found = affine_of(moments, norm, over_frames=over_frames)
+    expected = affine(moments.over_frames() if over_frames else moments, norm)
+    for one, other in ((found.scale, expected.scale), (found.shift, expected.shift)):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1.2e-7, atol=0)

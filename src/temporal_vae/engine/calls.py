@@ -13,8 +13,8 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from temporal_vae.engine import gate, processor, trust
-from temporal_vae.engine.cost import MIB
 from temporal_vae.engine.gate import Reason
+from temporal_vae.engine.overheads import MIB
 from temporal_vae.engine.planner import Plan, plan
 from temporal_vae.engine.progress import counter
 from temporal_vae.engine.resources import free_memory

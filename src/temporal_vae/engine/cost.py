@@ -16,11 +16,11 @@ from temporal_vae.engine.geometry import (
     BLOCK,
     ITEMSIZE,
     POINTS,
-    QUERIES,
     TILE,
     Cut,
     direct_block,
     direct_bytes,
+    enough_frames,
     finish_channels,
     packing_bytes,
     parts_of_a_clip,
@@ -28,21 +28,23 @@ from temporal_vae.engine.geometry import (
     scratch_bytes,
     sums_bytes,
 )
-from temporal_vae.engine.schedule import WHOLE, Activation, Keep, Layer, Layers, Level, Pass, Rung, Step
+from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SLACK, TEMPORARIES, attention_bytes
+from temporal_vae.engine.schedule import (
+    WHOLE,
+    Activation,
+    Keep,
+    Layer,
+    Layers,
+    Level,
+    Pass,
+    Rung,
+    Step,
+    TemporalBlock,
+)
 
-MIB = 2**20
-FIRST_USE = {"float32": 96 * MIB, "int16": 104 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
-"""What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
-PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
-SLACK = 1.01  # of what tensors need, for pages and allocators
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
-TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
 LANES = 16  # values of a vector, at most
 PANEL = WIDEST_INPUT = 32  # channels that the native kernels write and read at least
-ATTENTION_COPIES = 3  # of a frame that attention holds besides its input: normal, keys, values
-REPACKED = 2  # and of keys and values again, as torch lays 16-bit types out; three times so for AMX
-ATTENTION_PARTS = 4  # and of the queries at hand, in float32 at least
-ATTENTION_BUFFERS = 8 * MIB  # of the matrix products in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +130,11 @@ class Workload:
         """Of all frames of a clip; of all that are encoded, so that it does not matter how many at a time."""
         return (self.batch if self.name == "encode" else self.frames) * size[0] * size[1]
 
-    def together(self, index: int) -> int:
-        """Frames that give every worker a few blocks of tiles."""
-        height, width = self.sizes[index]
-        blocks = -(-height // TILE) * -(-width // TILE) // BLOCK
-        return max(1, min(self.frames, -(-4 * self.workers // max(1, blocks))))
+    def together(self, index: int, rung: Rung) -> int:
+        """Frames that a spatial step works on: enough, or as many as take no more than a temporal block in memory."""
+        over_time = any(isinstance(layer, TemporalBlock) for layer in self.layers[index])
+        room = self.frames // 4 if over_time and rung.temporal == "memory" else 1
+        return max(room, enough_frames(*self.sizes[index], self.frames, self.workers))
 
     def steps(self, index: int, rung: Rung, before: Keep) -> list[Step]:
         """Those of a level on a rung; `before` is where the state of the level before is kept."""
@@ -151,7 +153,7 @@ class Workload:
         return Level(
             frames=self.frames,
             size=self.sizes[index],
-            together=self.together(index),
+            together=self.together(index, rung),
             rung=rung,
             size_before=self.sizes[max(0, index - 1)],
             keep_before=before,
@@ -272,12 +274,8 @@ class Workload:
 
     def _attention(self, state: Activation) -> tuple[int, int]:
         """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
-        item = ITEMSIZE[processor.attention_type(self.device, self.dtype)]
-        queries = min(QUERIES, state.values // state.channels) * state.channels * max(item, 4)
-        repacked = (REPACKED if self.item == 2 else 0) * (3 if self.arithmetic == "bfloat16" else 1)
-        brought = state.values * self.item if state.keep == "spilled" else 0
-        besides = repacked * state.values * self.item + ATTENTION_PARTS * queries + ATTENTION_BUFFERS
-        return ATTENTION_COPIES * state.values * item + brought, besides
+        pooled, besides = attention_bytes(self.device, self.dtype, prod(state.size), state.channels)
+        return pooled + (state.values * self.item if state.keep == "spilled" else 0), besides
 
     def _scratch(self, step: Step, one: Pass) -> int:
         """Bytes of scratch that a job takes; each piece may take 64 more."""

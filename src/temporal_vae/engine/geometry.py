@@ -87,6 +87,13 @@ def finish_channels(channels: int) -> int:
 POINTS = {9: 36, 3: 6, 1: 1}
 """Multiplications of Winograd filtering for sixteen outputs of 3x3 taps, four of three, and one of one."""
 
+
+def enough_frames(height: int, width: int, frames: int, workers: int) -> int:
+    """As many of the frames as give every worker a few blocks of tiles."""
+    blocks = -(-height // TILE) * -(-width // TILE) // BLOCK
+    return max(1, min(frames, -(-4 * workers // max(1, blocks))))
+
+
 JOBS = 16  # of a sweep, for each worker: the last one to finish is not waited for long
 SUMS_BYTES = 8 * 2**20  # of the sums of the jobs of a clip, about
 

@@ -14,8 +14,9 @@ from functools import lru_cache
 from numbers import Integral
 
 from temporal_vae.engine import schedule
-from temporal_vae.engine.cost import MIB, STRIP_BYTES, Cost, Workload
+from temporal_vae.engine.cost import STRIP_BYTES, Cost, Workload
 from temporal_vae.engine.geometry import ITEMSIZE, Cut
+from temporal_vae.engine.overheads import MIB
 from temporal_vae.engine.schedule import ENCODER_RUNGS, RUNGS, Network, Rung, Step, Task
 from temporal_vae.errors import InputError, MemoryLimitError
 
@@ -306,7 +307,7 @@ def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
         levels.append(
             LevelPlan(
                 size=load.sizes[index],
-                together=load.together(index),
+                together=load.together(index, rung),
                 rung=rung,
                 scratch_bytes=cost.scratch,
                 weights_bytes=cost.weights,

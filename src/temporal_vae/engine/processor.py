@@ -15,9 +15,9 @@ from temporal_vae.errors import InputError
 Arithmetic = Literal["torch", "float32", "int16", "bfloat16"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Machine:
-    """What the register tiles are cut for."""
+    """What the register tiles are cut for. Compared by identity, as kernels are looked up by it all the time."""
 
     kernels: str  # the set of them
     name: str

@@ -22,7 +22,7 @@ from temporal_vae.engine.passes import Advance, Context, Convolution, Rematerial
 from temporal_vae.engine.planner import LevelPlan, Plan
 from temporal_vae.engine.schedule import Pass, Place, Step
 from temporal_vae.engine.spill import HostMemory, SpillFile, spill_file
-from temporal_vae.engine.stats import Affine, Moments, affine, stack
+from temporal_vae.engine.stats import Affine, Moments, stack
 from temporal_vae.engine.storage import Activations, Pool, Scratch
 from temporal_vae.engine.workers import Workers
 
@@ -191,7 +191,7 @@ class _Clip:
             return None
         assert moments is not None, "a norm needs the moments of what it normalises"
         norm = cast("nn.GroupNorm", self._module(one.norm))
-        return affine(moments.over_frames() if one.kind == "temporal" else moments, norm)
+        return self._context.kernels.affine(moments, norm, over_frames=one.kind == "temporal")
 
     def _module(self, name: str) -> nn.Module:
         """A part of the network that a step names."""

@@ -50,6 +50,9 @@ class Kernels(Protocol[W]):
     inputs_multiple: int  # channels are padded with zeros to multiples of these
     outputs_multiple: int
 
+    def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
+        """The norm of values with these moments, as `stats.affine`: of each frame, or of all frames together."""
+
     def spatial_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False) -> W:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -19,14 +19,25 @@ from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.control import I64, Value
 from temporal_vae.engine.processor import Machine
 
-Sweep = Callable[[int, int, int, int, int, int], None]
+Emit = Callable[..., None]
+
+
+class Function(Protocol):
+    """A function in machine code, of 64-bit integers."""
+
+    address: int
+
+    def __call__(self, *given: int) -> None:
+        """Call it, without the interpreter's lock."""
+
+
+Sweep = Function
 """`sweep(call, jobs, count, ticket, scratch, most)`, all of them addresses but `count` and `most`.
 
 `call` holds the fields that all jobs share, `jobs` those of each of `count` jobs, as 64-bit integers; `ticket` the
 number of the next job, which several threads count up; `scratch` belongs to the calling thread, which takes at most
 `most` jobs.
 """
-Emit = Callable[..., None]
 
 
 def sweep(emit: Emit, call: Sequence[str], job: Sequence[str], machine: Machine, *name: object) -> Sweep:
@@ -50,7 +61,7 @@ def sweep(emit: Emit, call: Sequence[str], job: Sequence[str], machine: Machine,
     return function(emit_all, _SWEEP, machine, *name)
 
 
-def function(emit: Emit, arguments: Sequence[str], machine: Machine, *name: object) -> Callable[..., None]:
+def function(emit: Emit, arguments: Sequence[str], machine: Machine, *name: object) -> Function:
     """What `compiled` makes, loaded; from the cache, if it was made on this machine before.
 
     `name` tells it from others, together with the sources.
@@ -85,7 +96,7 @@ def compiled(emit: Emit, arguments: Sequence[str], machine: Machine) -> bytes:
     return bytes(target.emit_object(compiled))
 
 
-def loaded(code: bytes, arguments: int) -> Callable[..., None]:
+def loaded(code: bytes, arguments: int) -> Function:
     """The function of an object file."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -94,7 +105,11 @@ def loaded(code: bytes, arguments: int) -> Callable[..., None]:
     engine.finalize_object()
     _ALIVE.append(engine)
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-    return prototype(engine.get_function_address(_SYMBOL))
+    address = engine.get_function_address(_SYMBOL)
+    found: Any = prototype(address)
+    found.address = address
+    function: Function = found
+    return function
 
 
 def _target(machine: Machine | None) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Thread
 from time import perf_counter
 
@@ -20,7 +20,7 @@ import torch
 from temporal_vae.engine import processor
 from temporal_vae.engine.kernels import Progress, compiler
 from temporal_vae.engine.kernels.bfloat import Builder
-from temporal_vae.engine.kernels.compiler import Sweep
+from temporal_vae.engine.kernels.compiler import Function, Sweep
 from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.processor import Machine
 from temporal_vae.engine.threads import once
@@ -81,7 +81,7 @@ class Crew:
         board[TICKET] = 0
         told = 0
         if helpers:
-            board[CODE:SYSTEM] = ctypes.cast(code, ctypes.c_void_p).value, *given[:3]  # type: ignore[arg-type]
+            board[CODE:SYSTEM] = code.address, *given[:3]
             board[ROOMS:] = rooms
         try:
             if helpers:
@@ -132,7 +132,7 @@ def _system() -> int:
 
 
 @once
-def _function(name: str) -> Callable[..., None]:
+def _function(name: str) -> Function:
     """One of the functions below, in machine code."""
     machine = processor.host()
     assert machine is not None

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from temporal_vae.engine.geometry import Span, shares, sums_bytes
-from temporal_vae.engine.kernels import Progress, native_code
+from temporal_vae.engine.kernels import Progress
 from temporal_vae.engine.kernels.compiler import Sweep
 from temporal_vae.engine.kernels.crew import Crew
+from temporal_vae.engine.kernels.norms import moments_of
 from temporal_vae.engine.stats import Moments
 from temporal_vae.engine.storage import Scratch
 
@@ -92,22 +93,3 @@ class Jobs:
     def _do(self, call: Call, jobs: np.ndarray, scratch: Sequence[Scratch], progress: Progress) -> None:
         rooms = [one.reset().address(call.room) for one in scratch]
         self.crew.sweep(call.code, call.fields, jobs.reshape(-1, jobs.shape[-1]), rooms, progress)
-
-
-def moments_of(
-    sums: int, count: int, frames: int, of_frame: int, jobs: int, of_job: int, outputs: int
-) -> Moments:
-    """The moments of each frame, of `count` values each, from the sums of its jobs.
-
-    Args:
-        sums: address of the sums `(2, outputs)` of jobs, in float64.
-        count: values of a frame and channel.
-        frames: how many.
-        of_frame: bytes from the first job of a frame to that of the next.
-        jobs: of each frame.
-        of_job: bytes from one to the next.
-        outputs: channels.
-    """
-    both = torch.empty((2, frames, outputs), dtype=torch.float64)
-    native_code.moments()(sums, both.data_ptr(), count, frames, of_frame, jobs, of_job, outputs)
-    return Moments(count, *both.unbind())

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from temporal_vae.engine.stats import Affine, Moments
+from temporal_vae.engine.stats import Affine, Moments, affine
 from temporal_vae.engine.storage import Rows, Scratch
 
 
@@ -40,6 +40,10 @@ class NaiveKernels:
             from temporal_vae.engine.kernels import triton_kernels
 
             self._fused = triton_kernels if triton_kernels.available() else None
+
+    def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
+        """The norm of values with these moments: of each frame, or of all frames together."""
+        return affine(moments.over_frames() if over_frames else moments, norm)
 
     def spatial_weights(
         self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False

@@ -28,7 +28,8 @@ from temporal_vae.engine.geometry import (
 )
 from temporal_vae.engine.kernels import Progress, native_code
 from temporal_vae.engine.kernels.crew import ALL, Crew
-from temporal_vae.engine.kernels.jobs import Call, Jobs, moments_of
+from temporal_vae.engine.kernels.jobs import Call, Jobs
+from temporal_vae.engine.kernels.norms import affine_of, moments_of
 from temporal_vae.engine.kernels.operands import address, check_rows, table, tiles_of
 from temporal_vae.engine.kernels.packing import Packing, side_by_side
 from temporal_vae.engine.kernels.simd import Scalar
@@ -70,6 +71,10 @@ class NativeKernels:
         self._pairs = processor.multiplies_pairs(self._name)
         self._arithmetic = processor.arithmetic("cpu", self._name)
         self._fixed = self._arithmetic == "int16"
+
+    def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
+        """The norm of values with these moments: of each frame, or of all frames together."""
+        return affine_of(moments, norm, over_frames=over_frames)
 
     # Weights
 
@@ -185,7 +190,7 @@ class NativeKernels:
         add: bool = False,
     ) -> Moments:
         """(3,1,1) convolution of the same pixels of all frames, `(pixels, c)` each."""
-        return self._tile_over_time(sources, targets, weights, affine.of(0), scratch, add=add)
+        return self._tile_over_time(sources, targets, weights, affine, scratch, add=add)
 
     def _tile_over_time(
         self,
@@ -251,12 +256,14 @@ class NativeKernels:
             height, width, weights.inputs, self._jobs.crew.count, direct=direct, pairs=pairs
         )
         read = (height >> enlarge, width >> enlarge, weights.inputs)
+        check_rows(Rows(sources[0], 0, read[0]), Rows(targets[0], 0, height), enlarge)
+        scale, shift = self._pending(weights, affine, len(targets))
+        row = 0 if affine is None else 4 * weights.inputs
         frames = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            check_rows(Rows(source, 0, read[0]), Rows(target, 0, height), enlarge)
             begin = address("source", source, self._dtype, *read)
             output = address("target", target, self._dtype, height, width, outputs)
-            pending = self._pending(weights, None if affine is None else affine.of(index))
+            pending = scale + row * index, shift + row * index
             frames.append((begin, output, output if add else 0, *pending))
         return self._jobs.over_frames(call, frames, height * width, parts, outputs, scratch, progress)
 
@@ -298,8 +305,7 @@ class NativeKernels:
     ) -> Moments:
         """(3,1,1) convolution of a clip, or a 1x1 convolution; as `sweep_space`, of frames `(pixels, c)`."""
         pixels, outputs = len(targets[0]), weights.outputs
-        pending = None if affine is None else affine.of(0)
-        call, _tables = self._over_time(sources, targets, weights, pending, add=add)
+        call, _tables = self._over_time(sources, targets, weights, affine, add=add)
         parts = parts_of_a_clip(pixels, len(targets), outputs, self._jobs.crew.count, call.fields[-1])
         return self._jobs.over_time(call, len(targets), pixels, parts, outputs, scratch, progress)
 
@@ -338,12 +344,13 @@ class NativeKernels:
         code = native_code.temporal(self._name, affine is not None, taps, rest)
         return Call(code, fields, self._room(weights)), (read, written)
 
-    def _pending(self, weights: PackedWeights, affine: Affine | None) -> tuple[int, int]:
-        """Addresses of scale and shift."""
+    def _pending(self, weights: PackedWeights, affine: Affine | None, frames: int = 1) -> tuple[int, int]:
+        """Addresses of scale and shift, of so many frames one after the other."""
         if affine is None:
             return 0, 0
-        scale = address("scale", affine.scale, torch.float32, weights.inputs)
-        return scale, address("shift", affine.shift, torch.float32, weights.inputs)
+        shape = (weights.inputs,) if affine.scale.dim() == 1 else (frames, weights.inputs)
+        scale = address("scale", affine.scale, torch.float32, *shape)
+        return scale, address("shift", affine.shift, torch.float32, *shape)
 
     def _weights(self, weights: PackedWeights, taps: int) -> tuple[int, int, int]:
         """Addresses of weights, factors and bias."""

@@ -11,7 +11,6 @@ filtering (`winograd_code.py`) or directly (`direct_code.py`). `pack` brings wei
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from temporal_vae.engine import processor
@@ -113,44 +112,6 @@ def _temporal(machine: Machine, dtype: Scalar, activate: bool, taps: int, rest: 
             kernel.emit(F43 if taps == 3 else F11, rest or 0)
 
     return compiler.sweep(emit, TEMPORAL, TEMPORAL_JOB, machine, "temporal", dtype, activate, taps, rest)
-
-
-MOMENTS = ("sums", "moments", "count", "frames", "of_frame", "jobs", "of_job", "outputs")
-"""What `moments` reads and writes, how many values each frame has, and bytes from a frame and a job to the next."""
-
-
-def moments() -> Callable[..., None]:
-    """Adds the sums of jobs, `(2, outputs)` each in float64, in their order: means and M2, `(2, frames, outputs)`."""
-    return _moments(_machine())
-
-
-@once
-def _moments(machine: Machine) -> Callable[..., None]:
-    def emit(b: Builder, machine: Machine, **arg: Value) -> None:
-        step, plane = b.lanes // 2, b.mul(arg["frames"], arg["outputs"], 8)
-        count = b.wide(arg["count"])
-        with b.loop(0, arg["frames"]) as frame:
-            mean = b.add(arg["moments"], b.mul(frame, arg["outputs"], 8))
-            places = mean, b.add(mean, plane)
-            for place in places:
-                with b.loop(0, arg["outputs"], step) as k:
-                    b.store_wide(b.wide_zero, b.add(place, b.mul(k, 8)))
-            with b.loop(0, arg["jobs"]) as job:
-                source = b.add(arg["sums"], b.mul(frame, arg["of_frame"]), b.mul(job, arg["of_job"]))
-                for index, place in enumerate(places):
-                    row = b.add(source, b.mul(arg["outputs"], 8 * index))
-                    with b.loop(0, arg["outputs"], step) as k:
-                        b.add_in_place(b.load_wide(b.add(row, b.mul(k, 8))), b.add(place, b.mul(k, 8)))
-            with b.loop(0, arg["outputs"], step) as k:
-                here = [b.add(place, b.mul(k, 8)) for place in places]
-                total, squares = map(b.load_wide, here)
-                mean = b.ir.fdiv(total, count)
-                m2 = b.ir.fsub(squares, b.ir.fmul(total, mean))
-                negative = b.ir.fcmp_ordered("<", m2, b.wide_zero)
-                b.store_wide(mean, here[0])
-                b.store_wide(b.ir.select(negative, b.wide_zero, m2), here[1])
-
-    return compiler.function(emit, MOMENTS, machine, "moments")
 
 
 def _machine() -> Machine:

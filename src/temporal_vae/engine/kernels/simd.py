@@ -194,6 +194,30 @@ class Vectors(Control):
         """Add float64 to those in memory."""
         self.store_wide(self.ir.fadd(self.load_wide(address), value), address)
 
+    # Single values in float64
+
+    def double(self, address: Value) -> Value:
+        """A float64 in memory."""
+        return self.ir.load(self._at(address, F64), align=8)
+
+    def parameter(self, address: Value, index: Value, dtype: Scalar) -> Value:
+        """One of consecutive values, widened to float64."""
+        place = self.add(address, self.mul(index, 4 if dtype == "float32" else 2))
+        if dtype == "bfloat16":
+            bits = self.ir.zext(self.ir.load(self._at(place, I16), align=2), I32)
+            one = self.ir.bitcast(self.ir.shl(bits, ir.Constant(I32, 16)), F32)
+        else:
+            one = self.ir.load(self._at(place, F32 if dtype == "float32" else F16), align=2)
+        return self.ir.fpext(one, F64)
+
+    def square_root(self, value: Value) -> Value:
+        """Of a float64."""
+        return self.ir.call(self._intrinsic("llvm.sqrt.f64", F64, 1), [value])
+
+    def store_single(self, value: Value, address: Value) -> None:
+        """Write a float64 as float32."""
+        self.store_one(self.ir.fptrunc(value, F32), address)
+
     # Vectors of 32-bit integers
 
     def integers(self, value: int) -> Value:

@@ -1,0 +1,30 @@
+"""What is taken beside activations and weights: by libraries, threads and attention. No torch.
+
+The figures were measured: `python -m benchmarks.resident` compares what they come to with what is found.
+"""
+
+from __future__ import annotations
+
+from temporal_vae.engine import processor
+from temporal_vae.engine.geometry import ITEMSIZE, QUERIES
+
+MIB = 2**20
+FIRST_USE = {"float32": 96 * MIB, "int16": 104 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
+"""What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
+PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
+SLACK = 1.01  # of what tensors need, for pages and allocators
+TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work
+
+_COPIES = 3  # of a frame that attention holds besides its input: normal, keys, values
+_REPACKED = 6  # and more where torch lays keys and values out for the tiles of AMX
+_PARTS = 4  # and of the queries at hand, in float32 at least
+_BUFFERS = 8 * MIB  # of the matrix products in it
+
+
+def attention_bytes(device: str, dtype: str, pixels: int, channels: int) -> tuple[int, int]:
+    """Bytes that attention over a frame takes from the pool, and of temporaries."""
+    values = pixels * channels
+    item = ITEMSIZE[processor.attention_type(device, dtype)]
+    queries = min(QUERIES, pixels) * channels * max(item, 4)
+    repacked = _REPACKED if processor.arithmetic(device, dtype) == "bfloat16" else 0
+    return _COPIES * values * item, repacked * values * item + _PARTS * queries + _BUFFERS
