@@ -25,8 +25,8 @@ from temporal_vae.errors import InputError
 VARIABLE = "TEMPORAL_VAE_ENGINE"
 """Environment variable: `auto` lets the engine work where it is trusted, `always` wherever it can, `never` nowhere."""
 
-LEAST_PIXELS = 9000
-"""Of all frames of a call on a CPU: for fewer, packing weights takes longer than the modules do."""
+LEAST_PIXELS = {"torch": 9000, "float32": 9000, "int16": 9000, "bfloat16": 25000}
+"""Of all frames of a call on a CPU, by arithmetic: for fewer, packing weights takes longer than the modules do."""
 
 MODULES_TAKE = 2  # times what the engine takes at most: where so much of a GPU is free, the modules fit
 
@@ -131,6 +131,8 @@ def _engine_plan(
     choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "always", "never"):
         raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
+    if choice == "auto" and memory_limit is None and _few_pixels(task, x, network):
+        return None
     reason = gate.reason(part, x, *gate.built(task, network)) if choice != "never" else _NEVER
     if reason is None and choice == "auto":
         reason = trust.reason(task, frames, x.device, x.dtype)
@@ -139,10 +141,6 @@ def _engine_plan(
         return None
     if memory_limit is not None:
         return planned(memory_limit=memory_limit)
-    if choice == "auto" and processor.torch_is_fast(x.device.type, str(x.dtype).removeprefix("torch.")):
-        scale = network.factor**2 if task == "decode" else 1
-        if x.shape[0] * x.shape[-2] * x.shape[-1] * scale < LEAST_PIXELS:
-            return None
     unlimited, free = planned(), free_memory(x.device)
     if choice == "auto" and x.device.type == "cuda" and MODULES_TAKE * unlimited.peak <= free:
         return None  # until figures from cards are in benchmarks/results
@@ -150,6 +148,15 @@ def _engine_plan(
         return unlimited
     # Where too little is free, the smallest plan.
     return planned(memory_limit=max(free // MIB * MIB, min(offer.peak for offer in unlimited.ladder)))
+
+
+def _few_pixels(task: Task, x: Tensor, network: Network) -> bool:
+    """Whether the modules are done with a call before the engine would be."""
+    device, dtype = x.device.type, str(x.dtype).removeprefix("torch.")
+    if not processor.torch_is_fast(device, dtype) or torch._C._get_tracing_state() is not None:
+        return False
+    scale = network.factor**2 if task == "decode" else 1
+    return x.shape[0] * x.shape[-2] * x.shape[-1] * scale < LEAST_PIXELS[processor.arithmetic(device, dtype)]
 
 
 _NEVER = Reason(f"{VARIABLE} is never", f"unset {VARIABLE}", ordinary=True)
