@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temporal_vae.engine.geometry import BLOCK, PAD, TILE, Cut, Span, scratch_bytes, spans
+from temporal_vae.engine.geometry import BLOCK, JOBS, PAD, TILE, Cut, Span, scratch_bytes, spans, tapered
 
 lengths = st.integers(1, 5000)
 small = st.integers(1, 64)
@@ -26,6 +26,18 @@ def test_spans_are_a_partition(length, size, multiple):
     covers(parts, length)
     assert all(part.first % multiple == 0 for part in parts)
     assert max(map(len, parts)) <= max(multiple, -(-size // multiple) * multiple)
+
+
+@given(st.integers(1, 10**5), st.integers(1, 64), st.integers(1, 70), st.integers(1, 9))
+def test_tapered_spans_end_in_small_ones(length, block, workers, least):
+    parts = tapered(length, block, workers, least)
+    covers(parts, length)
+    blocks = [-(-len(part) // block) for part in parts]
+    assert all(part.first % block == 0 for part in parts)
+    assert blocks[:-1] == sorted(blocks[:-1], reverse=True)
+    assert max(blocks) <= max(least, -(-length // (block * JOBS * workers)) + 1)
+    assert blocks[-1] <= least
+    assert len(parts) <= -(-length // (block * least))
 
 
 @given(lengths, st.integers(1, 6000))

@@ -73,6 +73,20 @@ def spans(length: int, size: int, multiple: int = 1) -> list[Span]:
     return [Span(a, b) for a, b in pairwise(edges) if a < b]
 
 
+def tapered(length: int, block: int, workers: int, least: int = 1) -> list[Span]:
+    """`[0, length)` cut into spans of whole blocks, at last into small ones: no worker waits long for the others.
+
+    A span is one of `JOBS` for each worker, or a quarter of what a worker would have of the rest if that is less, and
+    at least `least` blocks.
+    """
+    blocks = -(-length // block)
+    largest, edges = -(-blocks // (JOBS * workers)), [0]
+    while edges[-1] < blocks:
+        size = min(largest, -(-(blocks - edges[-1]) // (4 * workers)))
+        edges.append(min(blocks, edges[-1] + max(least, size)))
+    return [Span(first * block, min(length, last * block)) for first, last in pairwise(edges)]
+
+
 def shares(length: int, block: int, most: int) -> list[Span]:
     """`[0, length)` cut into at most about `most` spans of whole blocks, nearly equal."""
     blocks = -(-length // block)
@@ -94,7 +108,7 @@ def enough_frames(height: int, width: int, frames: int, workers: int) -> int:
     return max(1, min(frames, -(-4 * workers // max(1, blocks))))
 
 
-JOBS = 16  # of a sweep, for each worker: the last one to finish is not waited for long
+JOBS = 16  # of a sweep for each worker, but for the small ones at its end
 SUMS_BYTES = 8 * 2**20  # of the sums of the jobs of a clip, about
 
 
@@ -103,14 +117,14 @@ def parts_of_a_frame(
 ) -> list[Span]:
     """Jobs of a sweep over a frame: ranges of rows, or of tiles where it is filtered."""
     if direct:
-        return shares(height, direct_tile(inputs, pairs=pairs)[0], JOBS * workers)
-    return shares(-(-height // TILE) * -(-width // TILE), BLOCK, JOBS * workers)
+        return tapered(height, direct_tile(inputs, pairs=pairs)[0], workers)
+    return tapered(-(-height // TILE) * -(-width // TILE), BLOCK, workers)
 
 
 def parts_of_a_clip(pixels: int, frames: int, outputs: int, workers: int, block: int) -> list[Span]:
     """Jobs of a sweep over a clip: ranges of its pixels in whole blocks."""
-    most = max(2 * workers, min(JOBS * workers, SUMS_BYTES // sums_bytes(1, frames, outputs)))
-    return shares(pixels, block, most)
+    most = max(2 * workers, SUMS_BYTES // sums_bytes(1, frames, outputs))
+    return tapered(pixels, block, workers, -(-pixels // (block * most)))
 
 
 def sums_bytes(parts: int, frames: int, outputs: int) -> int:
