@@ -126,7 +126,7 @@ def circumstances(rounds: int) -> dict[str, Any]:
     """Return when, where and with what: date, command, commit, machine, versions."""
     return {
         "date": str(date.today()),
-        "command": " ".join(["temporal-vae", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "commit": _commit(),
         "rounds": rounds,
         "machine": {
@@ -152,9 +152,9 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 def _commit() -> str:
     """Short hash of the checkout this package runs from, `-dirty` if files were changed; else its version."""
-    source = Path(__file__).parents[2]
+    source = Path(__file__).parents[1]
     try:
-        if (source.parent / ".git").exists():
+        if (source / ".git").exists():
             described = subprocess.run(
                 ["git", "-C", source, "describe", "--always", "--dirty", "--exclude=*"],
                 capture_output=True,
