@@ -158,6 +158,16 @@ def test_temporal(kernels, broken):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (3, 32), (2, 16)])
+def test_a_sweep_has_a_norm_of_each_frame(kernels, shape):
+    weights = kernels.spatial_weights(randomise(nn.Conv2d(32, 64, 3)), room(), 10**6)
+    sources, targets = ([torch.zeros(8, 8, channels) for _ in range(2)] for channels in (32, 64))
+    affine = Affine(noise(*shape), noise(*shape))
+    with pytest.raises(RuntimeError, match="a kernel reads scale"):
+        kernels.sweep_space(sources, targets, weights, affine, [room()], print)
+
+
+@torch.no_grad()
 def test_sweeps(kernels):
     """An enlarged frame has twice the rows and columns; a halved one half of them."""
     scratch, small, wide = [room()], noise(6, 8, 32), torch.zeros(13, 17, 64)

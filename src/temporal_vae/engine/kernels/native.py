@@ -338,17 +338,17 @@ class NativeKernels:
         rest = None if weights.direct else frames % (4 if taps == 3 else 1)
         block = direct_block(weights.inputs, taps, pairs=self._pairs) if weights.direct else BLOCK
         fields = [
-            *places, *self._pending(weights, affine), *self._weights(weights, taps), weights.inputs,
+            *places, *self._pending(weights, affine, 1), *self._weights(weights, taps), weights.inputs,
             weights.outputs, frames, block,
         ]  # fmt: skip
         code = native_code.temporal(self._name, affine is not None, taps, rest)
         return Call(code, fields, self._room(weights)), (read, written)
 
-    def _pending(self, weights: PackedWeights, affine: Affine | None, frames: int = 1) -> tuple[int, int]:
-        """Addresses of scale and shift, of so many frames one after the other."""
+    def _pending(self, weights: PackedWeights, affine: Affine | None, *frames: int) -> tuple[int, int]:
+        """Addresses of scale and shift: a row for each of so many frames, or a single one."""
         if affine is None:
             return 0, 0
-        shape = (weights.inputs,) if affine.scale.dim() == 1 else (frames, weights.inputs)
+        shape = *frames, weights.inputs
         scale = address("scale", affine.scale, torch.float32, *shape)
         return scale, address("shift", affine.shift, torch.float32, *shape)
 
