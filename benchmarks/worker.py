@@ -111,7 +111,7 @@ def _reference(model_class: Any, trial: Trial) -> tuple[dict[str, Any], Answer]:
 def _model_class(name: str) -> Any:
     """Ours, or that of diffusers for everyone else."""
     if name == OURS:
-        from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+        from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
         return AutoencoderKLTemporalDecoder
     import diffusers

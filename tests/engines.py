@@ -8,7 +8,7 @@ from oracle import config, error, randomise
 from torch import Tensor
 
 from temporal_vae import AutoencoderKLTemporalDecoder
-from temporal_vae.engine import Network, Plan, run, schedule
+from temporal_vae.engine import Network, Plan, networks, run, schedule
 from temporal_vae.engine.cost import Workload
 from temporal_vae.engine.geometry import ITEMSIZE, TILE, Cut, Span, spans
 from temporal_vae.engine.planner import choose
@@ -46,7 +46,7 @@ def decode_task(
     """A decoder on a shape, size in pixels."""
     return Workload(
         name="decode",
-        layers=schedule.decoder(network),
+        layers=networks.decoder(network),
         sizes=[tuple(length >> level for length in size) for level in reversed(range(len(network.widths)))],
         frames=frames,
         batch=clips * frames,
@@ -80,7 +80,7 @@ def encode_task(
     latents = sizes[-1][0] * sizes[-1][1]
     return Workload(
         name="encode",
-        layers=schedule.encoder(network),
+        layers=networks.encoder(network),
         sizes=sizes,
         frames=together or frames,
         batch=frames,

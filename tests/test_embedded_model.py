@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.training.config.fields import Source, Validation, read_config
 from temporal_vae.training.data.sources import items_of

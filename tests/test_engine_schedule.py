@@ -8,9 +8,10 @@ from torch import nn
 
 from temporal_vae.engine import Network
 from temporal_vae.engine.cost import Workload
+from temporal_vae.engine.networks import decoder, encoder
 from temporal_vae.engine.planner import choose
 from temporal_vae.engine.run import run
-from temporal_vae.engine.schedule import RUNGS, Attend, Enter, Leave, SpatialBlock, decoder, encoder
+from temporal_vae.engine.schedule import RUNGS, Attend, Enter, Leave, SpatialBlock
 from temporal_vae.errors import MemoryLimitError
 from temporal_vae.model import Encoder, TemporalDecoder
 from temporal_vae.model.blocks import GROUPS, SpatialResBlock, Upsample, spatial_attention

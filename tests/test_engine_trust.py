@@ -182,7 +182,7 @@ def test_on_a_gpu_the_engine_does_what_modules_can_not(monkeypatch, limit, free,
     """A limit, or too little free memory: until figures of a card are there."""
     monkeypatch.setenv(calls.VARIABLE, choice)
     monkeypatch.setattr(calls.gate, "reason", lambda *_: None)
-    monkeypatch.setattr(calls.trust, "reason", lambda *_: None)
+    monkeypatch.setattr(calls.trust, "reason", lambda *_, **__: None)
     monkeypatch.setattr(calls, "free_memory", lambda device: free)
     made = SimpleNamespace(peak=2**28 + 1 if free < 2**30 else 2**28, ladder=())
     x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16)

@@ -309,7 +309,7 @@ main()
         ("torch.nn", signal.SIGTERM),
         pytest.param("numpy", signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param("diffusers.models", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("temporal_vae.autoencoder", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("temporal_vae.autoencoders.temporal", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_while_libraries_load(made, tmp_path, module, number):

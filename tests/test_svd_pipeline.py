@@ -172,7 +172,7 @@ def test_loaded_in_a_fresh_process(saved, tmp_path):
 
     done = fresh("temporal_vae")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "temporal_vae.autoencoder"
+    assert done.stdout.strip() == "temporal_vae.autoencoders.temporal"
     assert "type" not in done.stderr
     with torch.no_grad():
         here = Ours.from_pretrained(saved, subfolder="vae").decode(z, num_frames=3).sample

@@ -7,7 +7,7 @@ import pytest
 import torch
 from refusals import refused
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError
 from temporal_vae.training.config.fields import Architecture, make_config
 from temporal_vae.training.data.scenes import render_scene

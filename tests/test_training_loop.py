@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from temporal_vae import outputs
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.cli import commands
 from temporal_vae.errors import CheckpointError, ConfigError, TrainingError
 from temporal_vae.training import checkpoint, loop

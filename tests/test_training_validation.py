@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError
 from temporal_vae.media.writer import VideoWriter
 from temporal_vae.training.config.fields import Source, Validation

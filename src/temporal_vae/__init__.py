@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.image import AutoencoderKL, AutoencoderKLFlux2
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
     from temporal_vae.inflation import inflate
     from temporal_vae.media.frames import Clip
     from temporal_vae.video.pipeline import decode_video, encode_video, reconstruct_video
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
     "AutoencoderKLTemporalDecoder",
     "Clip",
     "__version__",
@@ -28,7 +31,9 @@ __all__ = [
 __getattr__ = loaded_on_use(
     __name__,
     {
-        "AutoencoderKLTemporalDecoder": "autoencoder",
+        "AutoencoderKL": "autoencoders.image",
+        "AutoencoderKLFlux2": "autoencoders.image",
+        "AutoencoderKLTemporalDecoder": "autoencoders.temporal",
         "Clip": "media.frames",
         "ModelMixin": "checkpoints.loading",  # diffusers' pipelines ask the library of a part for its base class
         "decode_video": "video.pipeline",

@@ -25,7 +25,7 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.convert import SCALING_FACTOR, check_layers, identity
 from temporal_vae.checkpoints.loading import (
     check_finite,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from temporal_vae import __version__
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 __all__ = ["TAGS", "default_card"]
 

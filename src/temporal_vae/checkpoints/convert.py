@@ -22,7 +22,7 @@ from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
 from temporal_vae.errors import CheckpointError, ConfigError, InputError, first_names, one_line
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 FIRST_STAGE = "first_stage_model."
 CONDITIONER = "conditioner.embedders.3.encoder."

@@ -32,7 +32,7 @@ from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
 from temporal_vae.outputs import check_writable, complete_or_nothing
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 __all__ = ["Exported", "export_onnx", "export_torch"]
 

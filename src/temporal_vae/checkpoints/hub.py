@@ -15,7 +15,7 @@ from temporal_vae.checkpoints.card import default_card
 from temporal_vae.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 __all__ = ["push"]
 

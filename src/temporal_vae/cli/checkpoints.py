@@ -12,7 +12,7 @@ from temporal_vae.cli.options import DTYPES, json_option
 from temporal_vae.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
     from temporal_vae.checkpoints.single_file import EncoderHome
 from dataclasses import asdict
 
@@ -123,7 +123,7 @@ def _load(
     scaling_factor: float | None,
 ) -> tuple[AutoencoderKLTemporalDecoder, dict[str, Any]]:
     """The model in a file or a folder, and what is to be said of where it was."""
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
     from temporal_vae.checkpoints import convert
     from temporal_vae.checkpoints.loading import check_finite, stored_dtype
     from temporal_vae.checkpoints.single_file import SingleFile

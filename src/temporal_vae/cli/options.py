@@ -14,7 +14,7 @@ from temporal_vae.amounts import parse_memory
 from temporal_vae.errors import InputError
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -274,7 +274,7 @@ def load_model(
     """
     import torch
 
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
     device = best_device() if device == "auto" else device
     try:

@@ -19,7 +19,7 @@ from temporal_vae.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 
 @click.command()

@@ -4,30 +4,36 @@ The door: `plan` says how a call would be computed, `encode` and `decode` comput
 memory limit are arguments of a call; nothing of one call stays with a model that others use.
 
 Behind it, in the order in which it works: `gate.py` and `trust.py` say when the modules must run instead;
-`schedule.py` has the network as a sequence of steps; `cost.py` counts what steps take; `planner.py` chooses what is
-kept in memory; `run.py` executes the steps by `passes.py`, on activations in `storage.py`, with the arithmetic in
-`kernels/`. Statistics of tiles meet in `stats.py`.
+`networks.py` has the networks as layers, which `schedule.py` makes a sequence of steps; `cost.py` counts what steps
+take; `planner.py` chooses what is kept in memory; `run.py` executes the steps by `passes.py`, on activations in
+`storage.py`, with the arithmetic in `kernels/`. Statistics of tiles meet in `stats.py`.
 """
 
 from typing import TYPE_CHECKING
 
+from temporal_vae.engine.networks import FLUX, FLUX2, SD, SVD, Network
 from temporal_vae.engine.planner import DEVICES, DTYPES, Offer, Plan, cores, plan, readable
 from temporal_vae.engine.progress import reporting
-from temporal_vae.engine.schedule import SVD, Network, Task
+from temporal_vae.engine.schedule import Task
 from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
     from temporal_vae.engine.calls import decode, encode, plan_like
+    from temporal_vae.engine.gate import built
     from temporal_vae.engine.trust import machine
 
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "FLUX",
+    "FLUX2",
+    "SD",
     "SVD",
     "Network",
     "Offer",
     "Plan",
     "Task",
+    "built",
     "cores",
     "decode",
     "encode",
@@ -40,5 +46,6 @@ __all__ = [
 
 # What computes needs torch.
 __getattr__ = loaded_on_use(
-    __name__, {"decode": "calls", "encode": "calls", "plan_like": "calls", "machine": "trust"}
+    __name__,
+    {"built": "gate", "decode": "calls", "encode": "calls", "plan_like": "calls", "machine": "trust"},
 )

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from temporal_vae.engine import gate, processor, trust
 from temporal_vae.engine.gate import Reason
+from temporal_vae.engine.networks import Network
 from temporal_vae.engine.overheads import MIB
 from temporal_vae.engine.planner import Plan, plan
 from temporal_vae.engine.progress import counter
 from temporal_vae.engine.resources import free_memory
 from temporal_vae.engine.run import run
-from temporal_vae.engine.schedule import Network, Task
+from temporal_vae.engine.schedule import Task
 from temporal_vae.errors import InputError
 
 VARIABLE = "TEMPORAL_VAE_ENGINE"
@@ -58,7 +59,7 @@ def encode(
     count, _, height, width = frames.shape
     size = {"num_frames": count, "height": height, "width": width}
     planned = partial(plan_like, "encode", network, frames, workers=workers, **size)
-    made = _engine_plan("encode", encoder, frames, network, count, planned, memory_limit)
+    made = _engine_plan("encode", encoder, frames, network, 1, planned, memory_limit)
     return encoder(frames) if made is None else run(encoder, frames, made, counter(made.work))
 
 
@@ -67,37 +68,43 @@ def decode(
     latents: Tensor,
     network: Network,
     *,
-    num_frames: int,
+    num_frames: int | None = None,
     memory_limit: int | None = None,
     workers: int | None = None,
 ) -> Tensor:
-    """Latents `(b*t, z, h, w)` of clips of `num_frames` to frames `(b*t, c, h*f, w*f)`, about [-1, 1].
+    """Latents `(b*t, z, h, w)` of clips of `num_frames`, or of pictures, to frames `(b*t, c, h*f, w*f)`.
 
     Args:
-        decoder: `model.TemporalDecoder`, or what was put in its place.
+        decoder: `model.TemporalDecoder` or `model.Decoder`, or what was put in its place.
         latents: in the dtype and on the device of the decoder.
         network: the configuration that the decoder was built with.
-        num_frames: length of a clip.
+        num_frames: length of a clip; of no meaning where each picture is decoded by itself.
         memory_limit: as in `encode`.
         workers: as in `encode`.
+
+    Returns:
+        Frames about [-1, 1].
 
     Raises:
         MemoryLimitError: the limit is too small; the message names the smallest that is not.
     """
+    together = latents.shape[0] if num_frames is None else num_frames
 
     def by_modules() -> Tensor:
         # As diffusers calls it: one that was put here may be of the published class, or wrap it.
-        clips = latents.shape[0] // num_frames
-        indicator = torch.zeros(clips, num_frames, dtype=latents.dtype, device=latents.device)
-        return decoder(latents, num_frames=num_frames, image_only_indicator=indicator)
+        if not network.temporal:
+            return decoder(latents)
+        clips = latents.shape[0] // together
+        indicator = torch.zeros(clips, together, dtype=latents.dtype, device=latents.device)
+        return decoder(latents, num_frames=together, image_only_indicator=indicator)
 
     if torch.compiler.is_compiling():
         return by_modules()
     height, width = (network.factor * length for length in latents.shape[-2:])
-    clips = latents.shape[0] // num_frames
-    size = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
+    size = {"num_frames": together, "height": height, "width": width, "clips": latents.shape[0] // together}
     planned = partial(plan_like, "decode", network, latents, workers=workers, **size)
-    made = _engine_plan("decode", decoder, latents, network, num_frames, planned, memory_limit)
+    frames = together if network.temporal else 1
+    made = _engine_plan("decode", decoder, latents, network, frames, planned, memory_limit)
     return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
 
 
@@ -135,7 +142,7 @@ def _engine_plan(
         return None
     reason = gate.reason(part, x, *gate.built(task, network)) if choice != "never" else _NEVER
     if reason is None and choice == "auto":
-        reason = trust.reason(task, frames, x.device, x.dtype)
+        reason = trust.reason(task, frames, x.device, x.dtype, temporal=network.temporal)
     if reason is not None:
         _say(task, part, reason, limited=memory_limit is not None)
         return None

@@ -83,7 +83,7 @@ class Workload:
     name: str  # of the task
     layers: Layers
     sizes: Sequence[tuple[int, int]]  # of the levels, in the order in which they are computed
-    frames: int  # of a clip, or of the frames that are encoded together
+    frames: int  # of a clip, or of the pictures that are computed together
     batch: int  # frames of the whole call
     output: int  # bytes of the result
     dtype: str
@@ -126,9 +126,14 @@ class Workload:
         """Whether pairs of bfloat16 are multiplied where nothing is filtered."""
         return self.native and processor.multiplies_pairs(self.dtype)
 
+    @cached_property
+    def over_time(self) -> bool:
+        """Whether frames belong to clips, rather than each being a picture by itself."""
+        return any(isinstance(layer, TemporalBlock) for level in self.layers for layer in level)
+
     def pixels(self, size: tuple[int, int]) -> int:
-        """Of all frames of a clip; of all that are encoded, so that it does not matter how many at a time."""
-        return (self.batch if self.name == "encode" else self.frames) * size[0] * size[1]
+        """Of all frames of a clip; of all pictures of the call, so that it does not matter how many at a time."""
+        return (self.frames if self.over_time else self.batch) * size[0] * size[1]
 
     def together(self, index: int, rung: Rung) -> int:
         """Frames that a spatial step works on: enough, or as many as take no more than a temporal block in memory."""

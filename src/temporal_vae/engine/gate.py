@@ -7,9 +7,9 @@ graphs or derivatives are recorded, only the modules know what is meant: then th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -19,10 +19,11 @@ from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
 
 from temporal_vae.engine import originals
-from temporal_vae.engine.geometry import ITEMSIZE
-from temporal_vae.engine.schedule import Network, Task
-from temporal_vae.engine.structure import Unknown, difference, known
-from temporal_vae.model import Encoder, TemporalDecoder
+from temporal_vae.engine.geometry import ITEMSIZE, VECTOR
+from temporal_vae.engine.networks import Network
+from temporal_vae.engine.schedule import Task
+from temporal_vae.engine.structure import Unknown, attentions_of, difference, known
+from temporal_vae.model import Decoder, Encoder, TemporalDecoder
 
 _TYPES = tuple(getattr(torch, name) for name in ITEMSIZE)
 _OUTSIDE = "call it outside of that"
@@ -58,10 +59,13 @@ def reason(
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
             remedy = "if you want none, call it within torch.no_grad() or torch.inference_mode()"
             return Reason("gradients are recorded", remedy, ordinary=True)
+    if any(width % VECTOR for width in numbers["block_out_channels"]):
+        remedy = f"build it with multiples of {VECTOR}"
+        return Reason(f"its levels are {numbers['block_out_channels']} channels wide", remedy, ordinary=True)
     obstacle = _obstacle(part, x, kind, numbers)
     if obstacle is not None:
         return Reason(obstacle, "only the network as it was built can be limited", ordinary=False)
-    attentions = list(cast("Sequence[Attention]", part.get_submodule("mid_block.attentions")))
+    attentions = attentions_of(part, known(kind, **numbers))
     if any(map(_is_foreign, attentions)):  # one that looks from frame to frame must see them all
         remedy = "set_attn_processor with one of diffusers"
         return Reason("attention has a processor of its own", remedy, ordinary=True)
@@ -73,14 +77,20 @@ def reason(
 
 def built(task: Task, network: Network) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of the part that does a task, and what its constructor takes from a configuration."""
-    numbers = {
+    numbers: dict[str, Any] = {
         "latent_channels": network.latent_channels,
-        "block_out_channels": network.widths,
         "layers_per_block": network.layers,
     }
+    if task == "decode" and network.temporal:
+        numbers |= {"out_channels": network.out_channels, "block_out_channels": network.widths}
+        return TemporalDecoder, numbers
+    numbers |= {"groups": network.groups, "mid_attention": network.mid_attention}
     if task == "encode":
-        return Encoder, {"in_channels": network.in_channels, **numbers}
-    return TemporalDecoder, {"out_channels": network.out_channels, **numbers}
+        numbers |= {"in_channels": network.in_channels, "block_out_channels": network.widths}
+        return Encoder, numbers | {"attentions": network.attentions}
+    widths = network.decoder_widths or network.widths
+    numbers |= {"out_channels": network.out_channels, "block_out_channels": widths}
+    return Decoder, numbers | {"attentions": network.decoder_attentions}
 
 
 def is_plain(attention: Attention) -> bool:

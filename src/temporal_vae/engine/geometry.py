@@ -12,6 +12,7 @@ from itertools import pairwise
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value, by the types that activations may have."""
 
+VECTOR = 32  # channels of activations are a multiple of it
 TILE = 4  # rows and columns that Winograd filtering computes at once: strips begin on multiples of it
 BLOCK = 48  # tiles that are transformed, multiplied and transformed back together, in the cache of one core
 QUERIES = 2048  # pixels whose attention is computed at once

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from temporal_vae.model import blocks, decoder, encoder
+from temporal_vae.model import blocks, decoder, encoder, image_decoder
 
-_NETWORK = (blocks, decoder, encoder)
+_NETWORK = (blocks, decoder, encoder, image_decoder)
 _PACKAGES = ("torch", "diffusers", "temporal_vae")
 
 # What the interpreter and torch look up on the class of a module on the way to its numbers.

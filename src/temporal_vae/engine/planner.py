@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral
 
-from temporal_vae.engine import schedule
+from temporal_vae.engine import networks, schedule
 from temporal_vae.engine.cost import STRIP_BYTES, Cost, Workload
-from temporal_vae.engine.geometry import ITEMSIZE, Cut
+from temporal_vae.engine.geometry import ITEMSIZE, VECTOR, Cut
+from temporal_vae.engine.networks import Network
 from temporal_vae.engine.overheads import MIB
-from temporal_vae.engine.schedule import ENCODER_RUNGS, RUNGS, Network, Rung, Step, Task
+from temporal_vae.engine.schedule import ENCODER_RUNGS, IMAGE_RUNGS, RUNGS, WHOLE, Rung, Step, Task
 from temporal_vae.errors import InputError, MemoryLimitError
 
 ENOUGH_LATENTS = 8192  # pixels of the lowest level that make packing its weights worth the while
@@ -55,7 +56,8 @@ class Plan:
     """How a clip is decoded or encoded. `print(plan)` shows it, and the ladder it was chosen from."""
 
     task: str  # "decode" or "encode"
-    frames: int  # of a clip, or of the frames that are encoded together
+    frames: int  # of a clip, or of the pictures that are computed together
+    clips: bool  # whether frames belong to clips, rather than each being a picture by itself
     batch: int  # frames of the whole call
     height: int  # of the pictures
     width: int
@@ -74,8 +76,9 @@ class Plan:
     def __str__(self) -> str:
         limit = "what is free" if self.memory_limit is None else readable(self.memory_limit)
         lines = [
-            f"{self.task} {self.batch} frames of {self.height}x{self.width} (height x width), clips of {self.frames}, "
-            f"{self.dtype}, {self.workers} threads; limit {limit}",
+            f"{self.task} {self.batch} frames of {self.height}x{self.width} (height x width), "
+            f"{f'clips of {self.frames}' if self.clips else f'{self.frames} at a time'}, {self.dtype}, "
+            f"{self.workers} threads; limit {limit}",
             "",
             f"  {'rung':28} {'peak':>10} {'extra work':>11} {'spilled':>10}",
         ]
@@ -114,14 +117,14 @@ def plan(
     clips: int = 1,
     workers: int | None = None,
 ) -> Plan:
-    """Plan the decoding of clips, or the encoding of frames.
+    """Plan the decoding of clips, or of what is computed picture by picture: encoding, and image autoencoders.
 
-    Frames are encoded each by itself, a few at a time; how many is `Plan.frames`.
+    Pictures are computed each by itself, a few at a time; how many is `Plan.frames`.
 
     Args:
         task: `"decode"` or `"encode"`.
         network: the configuration.
-        num_frames: length of a clip.
+        num_frames: length of a clip, or the number of pictures.
         height: of the frames in pixels; for decoding a multiple of the network's factor.
         width: of the frames in pixels.
         dtype: of model and activations: float32, bfloat16, float16 or float64.
@@ -131,11 +134,11 @@ def plan(
         workers: threads, or streams of a GPU; None for all cores.
 
     Raises:
-        InputError: a size that no latents have, or an unknown dtype.
+        InputError: a size that no latents have, an unknown dtype, or levels that the engine does not run.
         MemoryLimitError: the limit is below what the last rung needs; the message says how much that is.
     """
     counts = {"num_frames": num_frames, "height": height, "width": width, "clips": clips}
-    _check(dtype=dtype, device=device, **counts)
+    _check(network, dtype=dtype, device=device, **counts)
     whole = {name: int(count) for name, count in counts.items()}
     return _plan(
         task,
@@ -153,42 +156,51 @@ def _plan(
     task: Task, network: Network, *, num_frames: int, height: int, width: int, dtype: str, device: str,
     memory_limit: int | None, clips: int, workers: int,
 ) -> Plan:  # fmt: skip
-    factor, widths = network.factor, network.widths
-    sizes = [(height >> level, width >> level) for level in range(len(widths))]
-    item = ITEMSIZE[dtype]
-
-    def load(frames: int, layers: schedule.Layers, sizes: Sequence[tuple[int, int]], output: int) -> Workload:
-        return Workload(
-            name=task, layers=layers, sizes=tuple(sizes), frames=frames, batch=clips * num_frames, output=output * item,
-            dtype=dtype, device=device, workers=workers,
-        )  # fmt: skip
-
-    if task == "decode":
+    factor, batch = network.factor, clips * num_frames
+    sizes = [(height >> level, width >> level) for level in range(len(network.widths))]
+    latents, item = sizes[-1][0] * sizes[-1][1], ITEMSIZE[dtype]
+    if task == "encode":
+        if min(height, width) < factor:
+            raise InputError(
+                f"plan: frames of {height}x{width} are too small; at least {factor}x{factor} pixels"
+            )
+        output = (
+            3 * batch * 2 * network.latent_channels * latents
+        )  # the moments before and after `quant_conv`
+        layers, rungs = _encoder(network), ENCODER_RUNGS  # type: tuple[schedule.Layers, tuple[Rung, ...]]
+    else:
         if height % factor or width % factor:
             raise InputError(
                 f"plan: {height}x{width} pixels are not made of latents; height and width must be multiples of {factor}"
             )
-        output = clips * num_frames * network.out_channels * height * width
-        return choose(load(num_frames, _decoder(network), sizes[::-1], output), memory_limit, RUNGS)
-    if min(height, width) < factor:
-        raise InputError(f"plan: frames of {height}x{width} are too small; at least {factor}x{factor} pixels")
-    latents = sizes[-1][0] * sizes[-1][1]
-    moments = clips * num_frames * 2 * network.latent_channels * latents
-    output = 3 * moments  # before and after `quant_conv`
-    most = max(1, min(num_frames, -(-ENOUGH_LATENTS // latents)))
+        output = batch * network.out_channels * height * width
+        if not network.temporal:
+            output += (
+                2 * batch * network.latent_channels * latents
+            )  # behind `post_quant_conv`, and while it computes
+        layers, rungs, sizes = _decoder(network), RUNGS if network.temporal else IMAGE_RUNGS, sizes[::-1]
+
+    def load(frames: int) -> Workload:
+        return Workload(
+            name=task, layers=layers, sizes=tuple(sizes), frames=frames, batch=batch, output=output * item, dtype=dtype,
+            device=device, workers=workers,
+        )  # fmt: skip
+
+    if load(1).over_time:
+        return choose(load(num_frames), memory_limit, rungs)
+    most = max(1, min(batch, -(-ENOUGH_LATENTS // latents)))
     refusal: MemoryLimitError | None = None
     for frames in sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True):
-        some = load(frames, _encoder(network), sizes, output)
-        for rungs in (ENCODER_RUNGS[:1], ENCODER_RUNGS) if frames == 1 else (ENCODER_RUNGS[:1],):
+        for some in ((WHOLE,), rungs) if frames == 1 else ((WHOLE,),):
             try:
-                return choose(some, memory_limit, rungs, ENCODER_RUNGS)
+                return choose(load(frames), memory_limit, some, rungs)
             except MemoryLimitError as error:
                 refusal = error
     assert refusal is not None
     raise refusal
 
 
-_decoder, _encoder = lru_cache(schedule.decoder), lru_cache(schedule.encoder)
+_decoder, _encoder = lru_cache(networks.decoder), lru_cache(networks.encoder)
 
 
 def cores() -> int:
@@ -196,7 +208,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(*, dtype: str, device: str, **counts: int) -> None:
+def _check(network: Network, *, dtype: str, device: str, **counts: int) -> None:
+    for width in (*network.widths, *(network.decoder_widths or ())):
+        if width % VECTOR:
+            raise InputError(
+                f"plan: a level has {width} channels; the engine runs multiples of {VECTOR}, modules run all others"
+            )
     if device not in DEVICES:
         raise InputError(f"plan: device {device!r} is not one of {', '.join(DEVICES)}")
     if dtype not in ITEMSIZE:
@@ -282,6 +299,7 @@ def choose(
     return Plan(
         task=load.name,
         frames=load.frames,
+        clips=load.over_time,
         batch=load.batch,
         height=height,
         width=width,

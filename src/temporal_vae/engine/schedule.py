@@ -1,9 +1,8 @@
 """A network as steps, in integers: what is computed, in which order, from which activations into which. No torch.
 
-A network is a sequence of layers, level by level: `decoder` and `encoder` write down those of Stable Video Diffusion.
-A layer becomes a `Step` once it is known how large its level is and on which rung of the memory ladder it stands.
-Everything else is derived from steps: memory and work (`cost.py`), the way within a limit (`planner.py`), and what is
-executed (`run.py`).
+A network is a sequence of layers, level by level, which `networks.py` writes down. A layer becomes a `Step` once it is
+known how large its level is and on which rung of the memory ladder it stands. Everything else is derived from steps:
+memory and work (`cost.py`), the way within a limit (`planner.py`), and what is executed (`run.py`).
 
 The state of a clip goes from step to step. A spatial step works on a few frames at a time, with activations for those
 frames only, and adds its result to the state in place; a temporal step needs the whole clip twice, once for each of
@@ -13,9 +12,8 @@ memory whole together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 Task = Literal["decode", "encode"]
 Keep = Literal["memory", "spilled", "recomputed"]
@@ -26,37 +24,6 @@ Kind = Literal["enter", "spatial", "enlarge", "halve", "temporal", "attend", "le
 Place = Literal["pictures", "state", "made", "hidden", "enlarged"]
 """What passes of one step read and write: the call's input or output, the state before, the state after if it is
 another, what lies between two convolutions, and an enlarged state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """What a schedule needs to know of a configuration."""
-
-    in_channels: int
-    out_channels: int
-    latent_channels: int
-    widths: tuple[int, ...]  # channels of the levels, the full picture first
-    layers: int  # residual blocks per level of the encoder; the decoder has one more
-
-    @classmethod
-    def of(cls, config: Any) -> Network:
-        """From the configuration of a model."""
-        return cls(
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            latent_channels=config.latent_channels,
-            widths=tuple(config.block_out_channels),
-            layers=config.layers_per_block,
-        )
-
-    @property
-    def factor(self) -> int:
-        """Pixels of a frame per latent, along height and along width."""
-        return 2 ** (len(self.widths) - 1)
-
-
-SVD = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(128, 256, 512, 512), layers=2)
-"""The configuration of Stable Video Diffusion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +53,7 @@ RUNGS = (
 )
 WHOLE, EVERYTHING = RUNGS[0], RUNGS[-1]
 ENCODER_RUNGS = (WHOLE, EVERYTHING)
+IMAGE_RUNGS = tuple(rung for rung in RUNGS if rung.spills or rung.temporal == "memory")  # without clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,66 +303,3 @@ class Finish:
 
 Layers = tuple[tuple[Layer, ...], ...]
 """The layers of a network, level by level in the order in which they are computed."""
-
-
-def decoder(network: Network) -> Layers:
-    """Latents of a clip to its frames (`model.TemporalDecoder`): levels from the smallest to the full picture."""
-    widths = tuple(reversed(network.widths))
-    lowest = width = widths[0]
-    levels: list[Sequence[Layer]] = []
-    for level, wide in enumerate(widths):
-        layers: list[Layer] = []
-        enlarging = f"up_blocks.{level - 1}.upsamplers.0.conv" if level else None
-        for block in range(network.layers + 1):
-            layers += spatiotemporal(f"up_blocks.{level}.resnets.{block}", width, wide, enlarging)
-            width, enlarging = wide, None
-        levels.append(layers)
-    middle: list[Layer] = [
-        Enter(conv="conv_in", inputs=network.latent_channels, outputs=lowest),
-        *spatiotemporal("mid_block.resnets.0", lowest, lowest),
-    ]
-    if network.layers > 1:  # with one block the attention is held and not run
-        middle += [
-            Attend(attention="mid_block.attentions.0", channels=lowest),
-            *spatiotemporal("mid_block.resnets.1", lowest, lowest),
-        ]
-    levels[0] = [*middle, *levels[0]]
-    levels[-1] = [
-        *levels[-1],
-        Leave(norm="conv_norm_out", conv="conv_out", inputs=width, outputs=network.out_channels),
-        Finish(conv="time_conv_out", channels=network.out_channels),
-    ]
-    return tuple(map(tuple, levels))
-
-
-def spatiotemporal(name: str, inputs: int, outputs: int, enlarging: str | None = None) -> list[Layer]:
-    """The layers of a `SpatioTemporalResBlock`."""
-    return [
-        SpatialBlock(name=f"{name}.spatial_res_block", inputs=inputs, outputs=outputs, enlarging=enlarging),
-        TemporalBlock(name=f"{name}.temporal_res_block", mixer=f"{name}.time_mixer", channels=outputs),
-    ]
-
-
-def encoder(network: Network) -> Layers:
-    """Frames to the moments of their latents (`model.Encoder`): levels from the full picture to the smallest."""
-    width = network.widths[0]
-    levels: list[list[Layer]] = []
-    for level, wide in enumerate(network.widths):
-        layers: list[Layer] = [
-            Halve(conv=f"down_blocks.{level - 1}.downsamplers.0.conv", channels=width)
-            if level
-            else Enter(conv="conv_in", inputs=network.in_channels, outputs=width)
-        ]
-        for block in range(network.layers):
-            layers.append(
-                SpatialBlock(name=f"down_blocks.{level}.resnets.{block}", inputs=width, outputs=wide)
-            )
-            width = wide
-        levels.append(layers)
-    levels[-1] += [
-        SpatialBlock(name="mid_block.resnets.0", inputs=width, outputs=width),
-        Attend(attention="mid_block.attentions.0", channels=width),
-        SpatialBlock(name="mid_block.resnets.1", inputs=width, outputs=width),
-        Leave(norm="conv_norm_out", conv="conv_out", inputs=width, outputs=2 * network.latent_channels),
-    ]
-    return tuple(map(tuple, levels))

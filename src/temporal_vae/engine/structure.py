@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -24,7 +24,7 @@ _DECIDE = ("_forward_hooks", "_forward_pre_hooks")
 _PROCESSING = ("processor", "fused_projections")
 _ADDED = ("processor", "to_qkv")
 # Set on instances by `enable_gradient_checkpointing`; without gradients it changes nothing.
-_HARMLESS = ("gradient_checkpointing",)
+_HARMLESS = ("gradient_checkpointing", "checkpoint")
 
 
 class Unknown(Exception):
@@ -84,6 +84,11 @@ def difference(part: nn.Module, network: Sequence[Expected], x: Tensor) -> str |
             return (expected.path or "it") + reason
         found.append(module)
     return None
+
+
+def attentions_of(part: nn.Module, network: Sequence[Expected]) -> list[Attention]:
+    """The attentions of an encoder or decoder that does not differ."""
+    return [cast("Attention", part.get_submodule(each.path)) for each in network if each.kind is Attention]
 
 
 @lru_cache(maxsize=32)

@@ -8,7 +8,7 @@ versions and these kernels; after a failure the modules run, and the next proces
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import diffusers
@@ -18,9 +18,10 @@ from torch import nn
 from temporal_vae.engine import cache, processor
 from temporal_vae.engine.gate import Reason, built
 from temporal_vae.engine.kernels.winograd import F43
+from temporal_vae.engine.networks import Network
 from temporal_vae.engine.planner import DTYPES, cores, plan
 from temporal_vae.engine.run import run
-from temporal_vae.engine.schedule import Network, Task
+from temporal_vae.engine.schedule import Task
 from temporal_vae.engine.threads import once
 
 NETWORK = Network(in_channels=3, out_channels=3, latent_channels=4, widths=(32, 64), layers=2)
@@ -40,9 +41,12 @@ class Verdict:
     kept: bool = False  # read from disk rather than computed
 
 
-def reason(task: Task, frames: int, device: torch.device, dtype: torch.dtype) -> Reason | None:
-    """Why the engine is not trusted with a task on clips of so many frames; None if it is."""
-    found = verdict(task, _alike(task, frames), device.type, str(dtype).removeprefix("torch."))
+def reason(
+    task: Task, frames: int, device: torch.device, dtype: torch.dtype, *, temporal: bool = True
+) -> Reason | None:
+    """Why the engine is not trusted with a task on clips of so many frames, or on pictures; None if it is."""
+    key = task, _alike(task, frames), device.type, str(dtype).removeprefix("torch.")
+    found = verdict(*key) if temporal or task == "encode" else verdict(*key, False)
     if found.trusted:
         return None
     return Reason(
@@ -60,17 +64,21 @@ def _alike(task: Task, frames: int) -> int:
 
 
 @once
-def verdict(task: Task, frames: int, device: str, dtype: str) -> Verdict:
-    """Whether the engine computes what modules do, on a kind of device in a dtype; tried once on a machine."""
+def verdict(task: Task, frames: int, device: str, dtype: str, temporal: bool = True) -> Verdict:
+    """Whether the engine computes what modules do, on a kind of device in a dtype; tried once on a machine.
+
+    `temporal` is False for image decoders.
+    """
     versions = torch.__version__, diffusers.__version__, platform.python_version()
-    key = ("self-check", task, frames, dtype, describe(device), versions)
+    key = ("self-check", task, frames, temporal, dtype, describe(device), versions)
     kept = cache.read(*key)
     if kept is not None:
         return Verdict(trusted=True, detail=kept.decode(), kept=True)
     try:
-        part = _part(task)
+        network = replace(NETWORK, temporal=temporal)
+        part = _part(task, network)
         with torch._C.DisableTorchFunction(), torch.no_grad():  # a default device is not meant here
-            error = _error(task, part, frames, device, dtype)
+            error = _error(task, part, network, frames, device, dtype)
     except Exception as failure:
         text = " ".join(str(failure).split())
         return Verdict(trusted=False, detail=f"{type(failure).__name__}: {text:.200}")
@@ -81,42 +89,43 @@ def verdict(task: Task, frames: int, device: str, dtype: str) -> Verdict:
     return Verdict(trusted=trusted, detail=detail)
 
 
-def _part(task: Task) -> nn.Module:
+def _part(task: Task, network: Network) -> nn.Module:
     """What does the task, without memory, so that nobody's random numbers are drawn."""
-    kind, numbers = built(task, NETWORK)
+    kind, numbers = built(task, network)
     with torch.device("meta"):
         return kind(**numbers)
 
 
-def _error(task: Task, part: nn.Module, frames: int, device: str, dtype: str) -> float:
+def _error(task: Task, part: nn.Module, network: Network, frames: int, device: str, dtype: str) -> float:
     """How far the engine is from modules in float32 or wider."""
     if device == "cpu" and dtype != "float64":
         import llvmlite  # noqa: F401  # where the compiler is missing, torch would do its work, slowly
     generator = torch.Generator().manual_seed(0)
     latents = LATENTS_OF_ONE if frames == 1 else LATENTS
-    height, width = (NETWORK.factor * length for length in latents)
+    height, width = (network.factor * length for length in latents)
     shape = (3, height, width) if task == "encode" else (4, *latents)
     kind = getattr(torch, dtype)
     wide = torch.promote_types(kind, torch.float32)
     x = torch.randn(frames, *shape, generator=generator, dtype=wide)
-    network = _filled(part.to(wide), generator)
-    expected = network(x, num_frames=frames) if task == "decode" else network(x)
+    modules = _filled(part.to(wide), generator)
+    clips = task == "decode" and network.temporal
+    expected = modules(x, num_frames=frames) if clips else modules(x)
     made = plan(
-        task, NETWORK, num_frames=frames, height=height, width=width, dtype=dtype, device=device, workers=2
+        task, network, num_frames=frames, height=height, width=width, dtype=dtype, device=device, workers=2
     )
-    found = run(network.to(device, kind), x.to(device, kind), made, lambda amount: None)
+    found = run(modules.to(device, kind), x.to(device, kind), made, lambda amount: None)
     return float((found.to("cpu", wide) - expected).abs().max() / expected.abs().max())
 
 
 def _filled(part: nn.Module, generator: torch.Generator) -> nn.Module:
     """A part with weights as a training leaves them."""
-    network = part.to_empty(device="cpu")
-    for name, parameter in network.named_parameters():
+    modules = part.to_empty(device="cpu")
+    for name, parameter in modules.named_parameters():
         values = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         fan = parameter[0].numel() if parameter.ndim > 1 else 100
         shift = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         parameter.data = shift + values / fan**0.5
-    return network.eval()
+    return modules.eval()
 
 
 def describe(device: str) -> str:
@@ -149,12 +158,15 @@ def machine() -> dict[str, Any]:
         found[device] = describe(device)
         for dtype in DTYPES:
             kernels = processor.arithmetic(device, dtype)
-            checks = [verdict(task, _alike(task, 5), device, dtype) for task in get_args(Task)]
+            checks = {
+                f"{task} clips": verdict(task, _alike(task, 5), device, dtype) for task in get_args(Task)
+            }
+            checks["decode pictures"] = verdict("decode", 1, device, dtype, False)
             found[f"{device} {dtype}"] = {
                 "kernels": "of torch" if kernels == "torch" else f"native, products in {kernels}",
                 "self-check": "; ".join(
-                    f"{'passed' if check.trusted else 'failed'} to {task} ({check.detail})"
-                    for task, check in zip(get_args(Task), checks, strict=True)
+                    f"{'passed' if check.trusted else 'failed'} to {what} ({check.detail})"
+                    for what, check in checks.items()
                 ),
             }
     return found

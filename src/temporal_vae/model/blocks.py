@@ -1,4 +1,4 @@
-"""The pieces that encoder and decoder are made of.
+"""The pieces that encoder and decoders are made of.
 
 Images are `(n, c, h, w)`. A decoder batch holds clips of `t` frames, one after the other: `n = b * t`.
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-GROUPS = 32  # of every GroupNorm in the published network
+GROUPS = 32  # of every GroupNorm in the published networks
 SPATIAL_EPS = 1e-6
 TEMPORAL_EPS = 1e-5
 
@@ -23,18 +23,14 @@ Checkpoint = Callable[..., Tensor]
 
 
 class Checkpointable(nn.Module):
-    """A module whose stages can drop their activations and compute them again in the backward pass.
+    """A module whose stages can drop their activations and compute them again in the backward pass."""
 
-    `ModelMixin.enable_gradient_checkpointing` finds such modules by these two attributes.
-    """
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Checkpoint
+    checkpoint: Checkpoint | None = None
 
     def run(self, stage: nn.Module, *inputs: Tensor | None, **options: Tensor | None) -> Tensor:
         """`stage(*inputs, **options)`, its activations dropped where that was asked for."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(partial(stage, **options), *inputs)
+        if self.checkpoint is not None and torch.is_grad_enabled():
+            return self.checkpoint(partial(stage, **options), *inputs)
         result: Tensor = stage(*inputs, **options)
         return result
 
@@ -45,13 +41,13 @@ class SpatialResBlock(nn.Module):
     Attributes are those by which the published block is walked and changed; `dropout` drops nothing.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int = GROUPS) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.use_in_shortcut = in_channels != out_channels
-        self.norm1 = nn.GroupNorm(GROUPS, in_channels, eps=SPATIAL_EPS)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=SPATIAL_EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=SPATIAL_EPS)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=SPATIAL_EPS)
         self.dropout = nn.Dropout(0.0)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nonlinearity = nn.SiLU()
@@ -182,19 +178,39 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
 
 
-def spatial_attention(channels: int) -> Attention:
+def spatial_attention(channels: int, *, groups: int = GROUPS) -> Attention:
     """Self-attention over the pixels of a frame: one head of all channels, GroupNorm before, residual after."""
     return Attention(
         channels,
         heads=1,
         dim_head=channels,
-        norm_num_groups=GROUPS,
+        norm_num_groups=groups,
         eps=SPATIAL_EPS,
         bias=True,
         upcast_softmax=True,  # where a processor computes the softmax itself, it does so in float32
         residual_connection=True,
         _from_deprecated_attn_block=True,  # old checkpoints say query, key, value and proj_attn: renamed on load
     )
+
+
+class UNetMidBlock2D(Checkpointable):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    gradient_checkpointing = False  # as in diffusers, where it decides; here `checkpoint` does
+
+    def __init__(self, channels: int, *, groups: int = GROUPS, attention: bool = True) -> None:
+        super().__init__()
+        attentions = [spatial_attention(channels, groups=groups) if attention else None]
+        self.attentions = nn.ModuleList(attentions)  # type: ignore[arg-type]
+        self.resnets = nn.ModuleList(SpatialResBlock(channels, channels, groups=groups) for _ in range(2))
+
+    def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
+        x = self.run(self.resnets[0], hidden_states, temb)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=False):
+            if attention is not None:
+                x = self.run(attention, x, temb=temb)
+            x = self.run(resnet, x, temb)
+        return x
 
 
 def frames_to_clips(x: Tensor, num_frames: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 from temporal_vae.errors import ConfigError, InputError
 from temporal_vae.model.blocks import GROUPS
 
-DOWN_BLOCK = "DownEncoderBlock2D"
-"""Type of every level of the encoder."""
+DOWN_BLOCK, UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
+"""Types of the levels of encoders, and of the decoders of images."""
 
 _AXES = "(frames, channels, height, width)"
 
@@ -24,31 +25,46 @@ def check_config(
     **counts: int,
 ) -> None:
     """Raise `ConfigError` for values from which no network can be built; `counts` are whole numbers from 1 up."""
-    for name, count in counts.items():
-        if not _is_count(count):
-            raise ConfigError(f"configuration: {name}={count!r} must be a whole number of at least 1")
-    levels = {"down_block_types": down_block_types, "block_out_channels": block_out_channels}
-    for name, values in levels.items():
-        if not isinstance(values, (list, tuple)):
-            raise ConfigError(f"configuration: {name}={values!r} must be a list with one entry per level")
-    if len(down_block_types) != len(block_out_channels) or not block_out_channels:
-        raise ConfigError(
-            f"configuration: down_block_types has {len(down_block_types)} entries and block_out_channels "
-            f"{len(block_out_channels)}; give one of each per level, at least one level"
-        )
-    for block in down_block_types:
-        if block != DOWN_BLOCK:
-            raise ConfigError(
-                f"configuration: down_block_types holds {block!r}; every level is a {DOWN_BLOCK!r}"
-            )
+    _check_counts(**counts)
+    _check_levels("down_block_types", down_block_types, block_out_channels, DOWN_BLOCK)
     for width in block_out_channels:
-        if not _is_count(width) or width % GROUPS:
-            raise ConfigError(
-                f"configuration: block_out_channels holds {width!r}; each must be a positive multiple of {GROUPS}, "
-                "the number of groups of every norm"
-            )
+        _check_width(width, GROUPS)
     if not isinstance(scaling_factor, (int, float)) or not scaling_factor > 0:
         raise ConfigError(f"configuration: scaling_factor={scaling_factor!r} must be a number above 0")
+
+
+def check_image_config(
+    *,
+    down_block_types: tuple[str, ...],
+    up_block_types: tuple[str, ...],
+    block_out_channels: tuple[int, ...],
+    decoder_block_out_channels: tuple[int, ...] | None,
+    norm_num_groups: int,
+    act_fn: str,
+    sample_size: int | tuple[int, int],
+    **counts: int,
+) -> None:
+    """As `check_config`, for an image autoencoder."""
+    _check_counts(norm_num_groups=norm_num_groups, **counts)
+    decoder_widths = decoder_block_out_channels or block_out_channels
+    _check_levels(
+        "down_block_types", down_block_types, block_out_channels, DOWN_BLOCK, "AttnDownEncoderBlock2D"
+    )
+    _check_levels("up_block_types", up_block_types, decoder_widths, UP_BLOCK, "AttnUpDecoderBlock2D")
+    if len(decoder_widths) != len(block_out_channels):
+        raise ConfigError(
+            f"configuration: decoder_block_out_channels has {len(decoder_widths)} entries and block_out_channels "
+            f"{len(block_out_channels)}; encoder and decoder must have as many levels"
+        )
+    for width in (*block_out_channels, *decoder_widths):
+        _check_width(width, norm_num_groups)
+    if act_fn not in ("silu", "swish"):
+        raise ConfigError(
+            f"configuration: act_fn={act_fn!r} must be 'silu', the function of every published model"
+        )
+    sizes = sample_size if isinstance(sample_size, (list, tuple)) else [sample_size]
+    if not all(map(_is_count, sizes)) or not sizes:
+        raise ConfigError(f"configuration: sample_size={sample_size!r} must be a number of pixels, or two")
 
 
 def check_frames(x: Any, *, channels: int | None, smallest: int) -> None:
@@ -75,6 +91,37 @@ def channels_into(part: Any) -> int | None:
     """How many channels an encoder or decoder takes; None for one that is wrapped so that nobody can tell."""
     channels = getattr(getattr(part, "conv_in", None), "in_channels", None)
     return channels if isinstance(channels, int) else None
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not _is_count(count):
+            raise ConfigError(f"configuration: {name}={count!r} must be a whole number of at least 1")
+
+
+def _check_levels(name: str, kinds: Sequence[str], widths: Sequence[int], *allowed: str) -> None:
+    """That levels are lists of one type and one width each."""
+    for key, values in ((name, kinds), ("block_out_channels", widths)):
+        if not isinstance(values, (list, tuple)):
+            raise ConfigError(f"configuration: {key}={values!r} must be a list with one entry per level")
+    if len(kinds) != len(widths) or not widths:
+        raise ConfigError(
+            f"configuration: {name} has {len(kinds)} entries and block_out_channels {len(widths)}; give one of each "
+            "per level, at least one level"
+        )
+    for kind in kinds:
+        if kind not in allowed:
+            raise ConfigError(
+                f"configuration: {name} holds {kind!r}; every level is a {' or '.join(map(repr, allowed))}"
+            )
+
+
+def _check_width(width: int, groups: int) -> None:
+    if not _is_count(width) or width % groups:
+        raise ConfigError(
+            f"configuration: block_out_channels holds {width!r}; each must be a positive multiple of {groups}, the "
+            "number of groups of every norm"
+        )
 
 
 def _check_batch(call: str, x: Any, channels: int | None) -> None:

@@ -63,6 +63,8 @@ class TemporalDecoder(nn.Module):
     frames at once give other pixels.
     """
 
+    gradient_checkpointing = False  # as in diffusers, where it decides; here the levels have a `checkpoint`
+
     def __init__(
         self,
         *,

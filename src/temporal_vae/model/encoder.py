@@ -11,6 +11,7 @@ from temporal_vae.model.blocks import (
     Checkpointable,
     Downsample,
     SpatialResBlock,
+    UNetMidBlock2D,
     spatial_attention,
 )
 
@@ -18,10 +19,12 @@ from temporal_vae.model.blocks import (
 class DownEncoderBlock2D(Checkpointable):
     """One level: `layers` residual blocks, then a halving of the image on all levels but the last."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, layers: int, downsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, layers: int, downsample: bool, groups: int = GROUPS
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(SpatialResBlock(*pair) for pair in pairwise(widths))
+        self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
         self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -33,27 +36,35 @@ class DownEncoderBlock2D(Checkpointable):
         return x
 
 
-class UNetMidBlock2D(Checkpointable):
-    """Residual block, attention, residual block at the lowest resolution."""
+class AttnDownEncoderBlock2D(Checkpointable):
+    """One level as `DownEncoderBlock2D`, with an attention behind each residual block."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, layers: int, downsample: bool, groups: int = GROUPS
+    ) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([spatial_attention(channels)])
-        self.resnets = nn.ModuleList(SpatialResBlock(channels, channels) for _ in range(2))
+        widths = [in_channels] + [out_channels] * layers
+        self.attentions = nn.ModuleList(spatial_attention(out_channels, groups=groups) for _ in range(layers))
+        self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
+        self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
 
-    def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
-        x = self.run(self.resnets[0], hidden_states, temb)
-        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=False):
-            x = self.run(attention, x, temb=temb)
-            x = self.run(resnet, x, temb)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x = hidden_states
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = self.run(attention, self.run(resnet, x, temb=None))
+        for downsampler in self.downsamplers or ():
+            x = self.run(downsampler, x)
         return x
 
 
 class Encoder(nn.Module):
     """Frames `(n, in_channels, h, w)` in [-1, 1] to moments `(n, 2 * latent_channels, h/f, w/f)`.
 
-    `f = 2 ** (len(block_out_channels) - 1)`. The moments pass `quant_conv` before they are a posterior.
+    `f = 2 ** (len(block_out_channels) - 1)`. The moments pass `quant_conv`, where there is one, before they are a
+    posterior. `attentions` tells of each level, the full picture first, whether its blocks have attentions.
     """
+
+    gradient_checkpointing = False  # as in diffusers, where it decides; here the levels have a `checkpoint`
 
     def __init__(
         self,
@@ -62,23 +73,21 @@ class Encoder(nn.Module):
         latent_channels: int,
         block_out_channels: Sequence[int],
         layers_per_block: int,
+        groups: int = GROUPS,
+        attentions: Sequence[bool] = (),
+        mid_attention: bool = True,
     ) -> None:
         super().__init__()
         self.layers_per_block = layers_per_block
         first, last = block_out_channels[0], block_out_channels[-1]
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
-        widths = (first, *block_out_channels)
-        self.down_blocks = nn.ModuleList(
-            DownEncoderBlock2D(
-                widths[level],
-                widths[level + 1],
-                layers=layers_per_block,
-                downsample=level < len(block_out_channels) - 1,
-            )
-            for level in range(len(block_out_channels))
-        )
-        self.mid_block = UNetMidBlock2D(last)
-        self.conv_norm_out = nn.GroupNorm(GROUPS, last, eps=SPATIAL_EPS)
+        self.down_blocks = nn.ModuleList()
+        for level, widths in enumerate(pairwise((first, *block_out_channels))):
+            kind = AttnDownEncoderBlock2D if any(attentions[level : level + 1]) else DownEncoderBlock2D
+            halves = level < len(block_out_channels) - 1
+            self.down_blocks.append(kind(*widths, layers=layers_per_block, downsample=halves, groups=groups))
+        self.mid_block = UNetMidBlock2D(last, groups=groups, attention=mid_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, last, eps=SPATIAL_EPS)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(last, 2 * latent_channels, 3, padding=1)
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import CheckpointError, MediaError, TrainingError, one_line
 from temporal_vae.outputs import complete_or_nothing
 

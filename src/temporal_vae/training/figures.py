@@ -54,7 +54,7 @@ def main(model: str, frames: int, side: int, start: float, sources: tuple[str, .
 
 
 def _measure(model: str, frames: int, side: int, start: float, sources: tuple[str, ...]) -> None:
-    from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
     from temporal_vae.training.config.fields import Batch, Source, Validation, read_config
     from temporal_vae.training.data.dataloader import Clips, to_device
     from temporal_vae.training.figures import PatchComponents

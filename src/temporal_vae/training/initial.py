@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.names import is_temporal
 from temporal_vae.errors import ConfigError
 from temporal_vae.training.config.fields import Architecture, Batch, LinearStart, TrainConfig

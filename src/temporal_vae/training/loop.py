@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.errors import ConfigError, TrainingError
 from temporal_vae.interrupts import Interrupts
 from temporal_vae.outputs import complete_or_nothing, remove_leftovers

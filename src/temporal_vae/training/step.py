@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.training.checkpoint import State
 from temporal_vae.training.config.fields import TrainConfig
 from temporal_vae.training.data.dataloader import Drawn, to_device

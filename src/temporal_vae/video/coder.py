@@ -13,7 +13,7 @@ from torch import Tensor
 
 from temporal_vae import engine
 from temporal_vae.amounts import MemoryLimit, parse_memory
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.media.frames import Frames, crop_to, pad_to_multiple
 from temporal_vae.video.work import Progress, Work
 

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.lazy import DTYPES
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.errors import LatentFileError, MediaError

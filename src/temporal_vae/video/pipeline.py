@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from temporal_vae.amounts import MemoryLimit
-from temporal_vae.autoencoder import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.media.audio import Audio
 from temporal_vae.media.frames import Clip, clip_starts
 from temporal_vae.media.reader import Size, VideoReader

@@ -1,7 +1,7 @@
-"""`AutoencoderKLTemporalDecoder`: configuration, encode, decode, save and load.
+"""What all autoencoders have: encoding, memory limits, plans, streams, loading and saving.
 
-The public face of the network in `model/`. It takes the place of the diffusers class of the same name: same
-weights, same calls, same numbers. What is computed is computed by `engine`, what is stored by `checkpoints`.
+Each stands in for the diffusers class of the same name: same weights, same calls, same numbers. The network is in
+`model/`; what is computed is computed by `engine`, what is stored by `checkpoints`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder as Published
-from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -25,74 +23,32 @@ from temporal_vae import engine
 from temporal_vae.amounts import MemoryLimit, parse_memory
 from temporal_vae.checkpoints import convert, hub, loading
 from temporal_vae.checkpoints.single_file import EncoderHome, SingleFile, common_dtype
-from temporal_vae.model.checks import DOWN_BLOCK, channels_into, check_config, check_frames, check_latents
-from temporal_vae.model.decoder import TemporalDecoder
-from temporal_vae.model.encoder import Encoder
+from temporal_vae.model.blocks import Checkpoint, Checkpointable
+from temporal_vae.model.checks import channels_into, check_frames
 from temporal_vae.model.fusion import FusableProjections
 from temporal_vae.streams import stream
 
 logger = logging.get_logger(__name__)
 
 
-class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: ignore[misc]
-    """The video autoencoder of Stable Video Diffusion: an image encoder, and a decoder with temporal layers.
-
-    Frames are `(b*t, c, h, w)` with values in [-1, 1], latents `(b*t, latent_channels, h/f, w/f)` with
-    `f = 2 ** (len(block_out_channels) - 1)`. It derives from the diffusers class so that pipelines and tools that ask
-    for that type accept it; the network and everything computed with it is this package's own.
-
-    Args:
-        in_channels: channels of the frames that are encoded.
-        out_channels: channels of the frames that are decoded.
-        down_block_types: `"DownEncoderBlock2D"` once per level.
-        block_out_channels: width of each level, from the full picture to the smallest; multiples of 32. With
-            fewer than 64 every norm is an instance norm, which erases what a picture's mean carries.
-        layers_per_block: residual blocks per level of the encoder; the decoder has one more.
-        latent_channels: channels of the latents.
-        sample_size: height and width the model was trained for; informative.
-        scaling_factor: `1 / std` of the latents over the training data. Diffusion models work on
-            `latents * scaling_factor`; `encode` and `decode` work on the unscaled ones.
-        force_upcast: a pipeline in float16 runs `encode` in float32 if true.
-
-    Raises:
-        ConfigError: a value from which no network can be built.
-    """
+class Autoencoder(FusableProjections):
+    """An autoencoder that takes the place of one of diffusers."""
 
     _supports_gradient_checkpointing = True
+    _published: ClassVar[type[nn.Module]]
+    encoder: Any
+    decoder: Any
+    quant_conv: Any  # or None
 
-    @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        down_block_types: tuple[str, ...] = (DOWN_BLOCK,),
-        block_out_channels: tuple[int, ...] = (64,),
-        layers_per_block: int = 1,
-        latent_channels: int = 4,
-        sample_size: int = 32,
-        scaling_factor: float = 0.18215,
-        force_upcast: bool = True,
-    ) -> None:
-        numbers: dict[str, Any] = {
-            "latent_channels": latent_channels,
-            "block_out_channels": block_out_channels,
-            "layers_per_block": layers_per_block,
-        }
-        check_config(
-            down_block_types=down_block_types,
-            scaling_factor=scaling_factor,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            **numbers,
-        )
-        super(Published, self).__init__()  # the parent itself would build its own network
-        self.encoder = Encoder(in_channels=in_channels, **numbers)
-        self.decoder = TemporalDecoder(out_channels=out_channels, **numbers)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+    def _begin(self, sample_size: int | tuple[int, int]) -> None:
+        """Set what diffusers' classes have beside their network."""
+        size = sample_size if isinstance(sample_size, int) else sample_size[0]
         self.memory_limit: int | None = None
-        self.use_tiling = self.use_slicing = False  # slicing: clips come one after the other in any case
+        self.use_tiling = self.use_slicing = (
+            False  # slicing: clips and pictures come a few at a time in any case
+        )
         self.tile_sample_min_size = sample_size
-        self.tile_latent_min_size = max(1, sample_size // self.spatial_factor)
+        self.tile_latent_min_size = max(1, size // self.spatial_factor)
         self.tile_overlap_factor = 0.25
         self.hide_fused_projections()
 
@@ -128,50 +84,10 @@ class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: igno
         if not torch.compiler.is_compiling():
             check_frames(x, channels=channels_into(self.encoder), smallest=self.spatial_factor)
         moments = engine.encode(self.encoder, x, self.network, memory_limit=self._limit(memory_limit))
-        posterior = DiagonalGaussianDistribution(self.quant_conv(moments))
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
-
-    @apply_forward_hook  # type: ignore[untyped-decorator]
-    def decode(
-        self, z: Tensor, num_frames: int, return_dict: bool = True, *, memory_limit: MemoryLimit = None
-    ) -> DecoderOutput | tuple[Tensor]:
-        """Decode latents of whole clips into frames.
-
-        Args:
-            z: unscaled latents `(b*t, latent_channels, h, w)`, the frames of each clip one after the other.
-            num_frames: `t`, the length of a clip: 25 frames decoded as 14 and 11 give other pixels.
-            return_dict: return a `DecoderOutput` rather than a tuple.
-            memory_limit: as in `encode`.
-
-        Returns:
-            `DecoderOutput(sample)`, or `(sample,)`: frames `(b*t, out_channels, h*f, w*f)`, about [-1, 1].
-
-        Raises:
-            InputError: wrong rank, channels or type, or a batch that `num_frames` does not divide.
-            MemoryLimitError: as `encode`.
-        """
-        if not torch.compiler.is_compiling():
-            check_latents(z, num_frames, channels=channels_into(self.decoder))
-        limit = self._limit(memory_limit)
-        frames = engine.decode(self.decoder, z, self.network, num_frames=num_frames, memory_limit=limit)
-        return DecoderOutput(sample=frames) if return_dict else (frames,)
-
-    def forward(
-        self,
-        sample: Tensor,
-        sample_posterior: bool = False,
-        return_dict: bool = True,
-        generator: torch.Generator | None = None,
-        num_frames: int = 1,
-    ) -> DecoderOutput | tuple[Tensor]:
-        """Encode and decode frames `(b*t, in_channels, h, w)`, values in [-1, 1]; returns and raises as `decode`.
-
-        `sample_posterior` decodes a sample of the posterior, drawn with `generator`, rather than its mode.
-        """
-        posterior = self.encode(sample).latent_dist
-        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
-        frames = self.decode(z, num_frames=num_frames).sample
-        return DecoderOutput(sample=frames) if return_dict else (frames,)
 
     def encode_stream(
         self, clips: Iterable[Tensor], *, memory_limit: MemoryLimit = None
@@ -191,21 +107,6 @@ class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: igno
         """
         return stream(lambda clip: self.encode(clip, memory_limit=memory_limit).latent_dist, clips)
 
-    def decode_stream(
-        self, clips: Iterable[Tensor], *, memory_limit: MemoryLimit = None
-    ) -> Generator[Tensor, None, None]:
-        """Decode clip after clip of a long video, each as a whole, as `encode_stream` encodes them.
-
-        `clips` are unscaled latents `(t, latent_channels, h, w)`, each tensor one clip of `t` frames; what comes are
-        frames `(t, out_channels, h*f, w*f)`, about [-1, 1], not clamped.
-        """
-
-        def decode(clip: Tensor) -> Tensor:
-            check_latents(clip, 1, channels=channels_into(self.decoder))
-            return self.decode(clip, num_frames=len(clip), memory_limit=memory_limit).sample
-
-        return stream(decode, clips)
-
     def enable_tiling(self, use_tiling: bool = True, *, memory_limit: MemoryLimit = None) -> None:
         """Encode and decode within a memory limit: the same pixels, computed in tiles, without seams or blending.
 
@@ -224,25 +125,6 @@ class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: igno
         """Undo `enable_tiling`."""
         self.enable_tiling(False)
 
-    def plan_decode(
-        self,
-        *,
-        num_frames: int,
-        height: int,
-        width: int,
-        memory_limit: MemoryLimit = None,
-        clips: int = 1,
-    ) -> engine.Plan:
-        """How clips of `num_frames` frames of `height` x `width` pixels would be decoded; `print` shows it.
-
-        Raises:
-            InputError: a size that no latents have, or a limit that cannot be read.
-            MemoryLimitError: a limit that is too small; the message says which is not.
-        """
-        return self._plan(
-            "decode", memory_limit, num_frames=num_frames, height=height, width=width, clips=clips
-        )
-
     def plan_encode(
         self, *, num_frames: int, height: int, width: int, memory_limit: MemoryLimit = None
     ) -> engine.Plan:
@@ -251,11 +133,26 @@ class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: igno
 
     def _plan(self, task: engine.Task, memory_limit: MemoryLimit, **size: int) -> engine.Plan:
         limit = self._limit(memory_limit)
-        return engine.plan_like(task, self.network, self.quant_conv.weight, memory_limit=limit, **size)
+        return engine.plan_like(task, self.network, next(self.parameters()), memory_limit=limit, **size)
 
     def _limit(self, memory_limit: MemoryLimit) -> int | None:
         """That of a call, or else that of the model, in bytes."""
         return self.memory_limit if memory_limit is None else parse_memory(memory_limit)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Checkpoint | None = None
+    ) -> None:
+        """As `ModelMixin` does it, for each block of a level rather than for each level."""
+        given = (
+            {}
+            if gradient_checkpointing_func is None
+            else {"gradient_checkpointing_func": gradient_checkpointing_func}
+        )
+        super()._set_gradient_checkpointing(enable, **given)
+        function = gradient_checkpointing_func or torch.utils.checkpoint.checkpoint
+        for module in self.modules():
+            if isinstance(module, Checkpointable):
+                module.checkpoint = function if enable else None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -325,12 +222,6 @@ class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: igno
             return hub.push(self, folder, repo_id, message=commit_message, **options)
 
     @classmethod
-    def from_embedded(cls, torch_dtype: torch.dtype = torch.float32) -> Self:
-        """Load the small model that ships with the package (see its card, `checkpoints/embedded/README.md`)."""
-        model: Self = cls.from_pretrained(loading.EMBEDDED, torch_dtype=torch_dtype)
-        return model
-
-    @classmethod
     def from_single_file(
         cls,
         path: str | Path,
@@ -369,19 +260,20 @@ class AutoencoderKLTemporalDecoder(FusableProjections, Published):  # type: igno
         return model.to(torch_dtype or common_dtype(model.parameters()))
 
     @classmethod
-    def from_module(cls, module: nn.Module) -> Self:
+    def from_module(cls, module: nn.Module, **options: Any) -> Self:
         """Turn a model that diffusers loaded into one of this class; both hold the very same parameters.
 
         Args:
-            module: a `diffusers.AutoencoderKLTemporalDecoder`, wrapped by `torch.compile` or a parallel run or not.
+            module: a model of the diffusers class of this name, wrapped by `torch.compile` or a parallel run or not.
+            **options: values of the configuration that go before those of the module.
 
         Raises:
             InputError: another kind of module.
             CheckpointError: a model with other layers (LoRA, quantised or fused ones).
         """
-        published = loading.unwrapped(module, Published)
+        published = loading.unwrapped(module, cls._published)
         with torch.device("meta"):
-            model: Self = cls.from_config(published.config)
+            model: Self = cls.from_config({**published.config, **options})
         loading.share_parameters(published, model)
         processors = published.attn_processors
         model.set_attn_processor({loading.plain_name(name): each for name, each in processors.items()})
