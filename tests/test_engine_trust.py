@@ -185,9 +185,11 @@ def test_on_a_gpu_the_engine_does_what_modules_can_not(monkeypatch, limit, free,
     monkeypatch.setattr(calls.trust, "reason", lambda *_, **__: None)
     monkeypatch.setattr(calls, "free_memory", lambda device: free)
     made = SimpleNamespace(peak=2**28 + 1 if free < 2**30 else 2**28, ladder=())
-    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16)
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
     found = calls._engine_plan("decode", torch.nn.Identity(), x, trust.NETWORK, 2, lambda **_: made, limit)
-    assert (found is made) == engine
+    monkeypatch.setattr(calls, "run", lambda *_: "engine")
+    made.work = 1
+    assert calls._computed(lambda: "modules", None, x, found, limit) == ("engine" if engine else "modules")
 
 
 @torch.no_grad()

@@ -44,8 +44,9 @@ def attend(
     for position, frame in enumerate(frames):
         with state.borrow(frame, context.pool) as values:
             if is_plain(attention):
-                norm = affine(moments.of([position]), cast("nn.GroupNorm", attention.group_norm))
-                add_attention(values, attention, norm, context.pool)
+                group_norm = cast("nn.GroupNorm", attention.group_norm)
+                norm = affine(moments.of([position]), group_norm, scale=context.scale)
+                add_attention(values, attention, norm, context.pool, scale=context.scale)
             else:
                 result = attention(values.permute(2, 0, 1)[None])
                 values.copy_(result[0].permute(1, 2, 0))
@@ -65,7 +66,7 @@ def _type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return found
 
 
-def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool) -> None:
+def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool, *, scale: int = 1) -> None:
     """Add to a frame `(h, w, c)` what its attention makes of it; `norm` is the GroupNorm that comes first.
 
     Where torch is slow in the type of the frame, it computes in float32.
@@ -85,7 +86,7 @@ def add_attention(frame: Tensor, attention: Attention, norm: Affine, pool: Pool)
     for part, queries in zip(parts, normal.split([len(part) for part in parts]), strict=True):
         asked = _project(queries, attention.to_q)
         found = F.scaled_dot_product_attention(asked[None, None], keys[None, None], values[None, None])
-        part += _project(found[0, 0], leave)
+        part.add_(_project(found[0, 0], leave), alpha=1 / scale)
     for room in rooms:
         pool.give(room)
 

@@ -60,7 +60,7 @@ def encode(
     size = {"num_frames": count, "height": height, "width": width}
     planned = partial(plan_like, "encode", network, frames, workers=workers, **size)
     made = _engine_plan("encode", encoder, frames, network, 1, planned, memory_limit)
-    return encoder(frames) if made is None else run(encoder, frames, made, counter(made.work))
+    return _computed(lambda: encoder(frames), encoder, frames, made, memory_limit)
 
 
 def decode(
@@ -105,7 +105,7 @@ def decode(
     planned = partial(plan_like, "decode", network, latents, workers=workers, **size)
     frames = together if network.temporal else 1
     made = _engine_plan("decode", decoder, latents, network, frames, planned, memory_limit)
-    return by_modules() if made is None else run(decoder, latents, made, counter(made.work))
+    return _computed(by_modules, decoder, latents, made, memory_limit)
 
 
 def plan_like(
@@ -121,6 +121,27 @@ def plan_like(
         workers=workers or (torch.get_num_threads() if cpu else 2),
         **shape,
     )
+
+
+def _computed(
+    by_modules: Callable[[], Tensor], part: nn.Module, x: Tensor, made: Plan | None, memory_limit: int | None
+) -> Tensor:
+    """By the modules where there is no plan for the engine, or where they do as well; else by the engine."""
+    if made is None:
+        return by_modules()
+    if _modules_do(x, made, memory_limit):
+        found = by_modules()
+        if x.dtype != torch.float16 or found.isfinite().all():  # the engine holds what float16 does not
+            return found
+    return run(part, x, made, counter(made.work))
+
+
+def _modules_do(x: Tensor, made: Plan, memory_limit: int | None) -> bool:
+    """Whether a GPU has the memory that the modules need: until figures from cards are in benchmarks/results."""
+    auto = (os.environ.get(VARIABLE) or "auto") == "auto"
+    if not auto or memory_limit is not None or x.device.type != "cuda":
+        return False
+    return MODULES_TAKE * made.peak <= free_memory(x.device)
 
 
 def _engine_plan(
@@ -149,8 +170,6 @@ def _engine_plan(
     if memory_limit is not None:
         return planned(memory_limit=memory_limit)
     unlimited, free = planned(), free_memory(x.device)
-    if choice == "auto" and x.device.type == "cuda" and MODULES_TAKE * unlimited.peak <= free:
-        return None  # until figures from cards are in benchmarks/results
     if unlimited.peak <= free:
         return unlimited
     # Where too little is free, the smallest plan.

@@ -44,6 +44,7 @@ class Context:
     pool: Pool
     store: SpillFile | HostMemory | None  # of what is spilled
     dtype: torch.dtype
+    scale: int  # that activations are stored divided by
     advance: Advance  # told of the multiply-adds of the network that are done
 
     def progress(self, work: int) -> Callable[[float], None]:

@@ -30,6 +30,20 @@ def listener_now() -> Listener | None:
     return _LISTENER.get()
 
 
+def at_most(total: int, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """`advance`, told of no more than a total: what is done again is not counted."""
+    lock, left = Lock(), total
+
+    def tell(amount: int) -> None:
+        nonlocal left
+        with lock:
+            amount = min(amount, left)
+            left -= amount
+        advance(amount)
+
+    return tell
+
+
 def counter(total: int) -> Callable[[int], None]:
     """A function that passes on what was done to the present listener."""
     listener = _LISTENER.get()

@@ -8,7 +8,7 @@ gathers become the norm of the next.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -17,18 +17,28 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from temporal_vae.engine import attention, passes
+from temporal_vae.engine.gate import is_plain
 from temporal_vae.engine.kernels import Weights, kernels_for
 from temporal_vae.engine.passes import Advance, Context, Convolution, Rematerialised
 from temporal_vae.engine.planner import LevelPlan, Plan
+from temporal_vae.engine.progress import at_most
 from temporal_vae.engine.schedule import Pass, Place, Step
 from temporal_vae.engine.spill import HostMemory, SpillFile, spill_file
 from temporal_vae.engine.stats import Affine, Moments, stack
 from temporal_vae.engine.storage import Activations, Pool, Scratch
 from temporal_vae.engine.workers import Workers
 
+SCALES = 2**8, 2**16, 2**24
+"""What activations in float16 are divided by: they hold no value above 65,504, and networks make larger ones. What the
+first of these does not hold is computed again with the next."""
+
+
+class _Overflow(Exception):
+    """An activation is infinite."""
+
 
 def run(network: nn.Module, x: Tensor, plan: Plan, advance: Advance) -> Tensor:
-    """Run a network as planned.
+    """Run a network as planned; in float16 so that the result is finite wherever it is in float32.
 
     Args:
         network: whose parameters the steps of the plan name.
@@ -42,18 +52,36 @@ def run(network: nn.Module, x: Tensor, plan: Plan, advance: Advance) -> Tensor:
     last = plan.levels[-1]
     channels = next(one.outputs for step in last.steps for one in step.passes if one.kind == "leave")
     result = x.new_empty((x.shape[0], channels, *last.size))
-    with _context(plan, x, advance) as context:
+    attentions = [part for part in network.modules() if isinstance(part, Attention)]
+    if x.dtype != torch.float16 or not all(map(is_plain, attentions)):  # others take what is not scaled
+        _fill(result, network, x, plan, advance, scale=1)
+        return result
+    advance = at_most(plan.work, advance)
+    for scale in SCALES:
+        with suppress(_Overflow):
+            _fill(result, network, x, plan, advance, scale=scale)
+            if result.isfinite().all():
+                break
+    return result
+
+
+def _fill(result: Tensor, network: nn.Module, x: Tensor, plan: Plan, advance: Advance, *, scale: int) -> None:
+    """Compute a result.
+
+    Raises:
+        _Overflow: a value is infinite that a larger scale may hold.
+    """
+    with _context(plan, x, advance, scale) as context:
         for start in range(0, x.shape[0], plan.frames):
             part = slice(start, start + plan.frames)
             clip = _Clip(context, network, x[part], result[part])
             for level in plan.levels:
                 for step in level.steps:
                     clip.run(step, level)
-    return result
 
 
 @contextmanager
-def _context(plan: Plan, example: Tensor, advance: Advance) -> Iterator[Context]:
+def _context(plan: Plan, example: Tensor, advance: Advance, scale: int) -> Iterator[Context]:
     device = example.device
     workers = Workers(plan.workers, device)
     with ExitStack() as stack_:
@@ -65,7 +93,7 @@ def _context(plan: Plan, example: Tensor, advance: Advance) -> Iterator[Context]
         stack_.enter_context(workers.at_work())
         stack_.enter_context(torch._C.DisableTorchFunction())  # buffers are not for the default device
         yield Context(
-            kernels=kernels_for(device, example.dtype, workers),
+            kernels=kernels_for(device, example.dtype, workers, scale=scale),
             workers=workers,
             scratch=[Scratch(device) for _ in range(plan.workers)],
             weights=Scratch(device),
@@ -73,6 +101,7 @@ def _context(plan: Plan, example: Tensor, advance: Advance) -> Iterator[Context]
             pool=Pool(device),
             store=store,
             dtype=example.dtype,
+            scale=scale,
             advance=advance,
         )
 
@@ -123,6 +152,8 @@ class _Clip:
             gathered += [] if group.moments is None else [group.moments]
         self._state = places.get("made", self._state)
         self._moments = stack(gathered) if gathered else None
+        if self._context.scale in SCALES[:-1] and not _finite(self._moments):
+            raise _Overflow
         if step.releases:
             pool.clear()
 
@@ -213,7 +244,8 @@ class _Clip:
         conv2d = cast("nn.Conv2d", module)
         if one.kind == "halve":
             return _Packed(kernels.strided_weights(conv2d, room, level.pixels))
-        weights = kernels.spatial_weights(conv2d, room, level.pixels, enlarge=one.kind == "enlarge")
+        enlarge, leave = one.kind == "enlarge", one.kind == "leave"
+        weights = kernels.spatial_weights(conv2d, room, level.pixels, enlarge=enlarge, leave=leave)
         if one.shortcut is None:
             return _Packed(weights)
         shortcut = cast("nn.Conv2d", self._module(one.shortcut))
@@ -224,6 +256,10 @@ def _blend(mixer: nn.Module) -> Tensor:
     """`a` of `y = a * temporal(s) + (1 - a) * s = s + a * (what the temporal block adds to s)`."""
     factor = cast("Tensor", mixer.mix_factor)
     return torch.sigmoid(factor.to(torch.promote_types(factor.dtype, torch.float32)))
+
+
+def _finite(moments: Moments | None) -> bool:
+    return moments is None or bool(moments.mean.isfinite().all())
 
 
 def _groups(count: int, size: int) -> list[Sequence[int]]:

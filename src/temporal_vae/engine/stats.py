@@ -107,13 +107,16 @@ class Affine:
         return Affine(self.scale[row], self.shift[row])
 
 
-def affine(moments: Moments, norm: nn.GroupNorm) -> Affine:
-    """Turn a GroupNorm over values with these moments into one scale and one shift per channel."""
+def affine(moments: Moments, norm: nn.GroupNorm, *, scale: int = 1) -> Affine:
+    """Turn a GroupNorm over values with these moments into one scale and one shift per channel.
+
+    Where values are stored divided by a scale, what keeps the norm from dividing by zero is, too.
+    """
     shape = len(moments.mean), norm.num_groups, -1  # channels of a group last
     spread, center = torch.var_mean(moments.mean.view(shape), 2, correction=0, keepdim=True)
     variance = moments.m2.view(shape).mean(2, keepdim=True) / moments.count + spread
     weight, bias = (values.double().view(shape[1:]) for values in (norm.weight, norm.bias))
-    scale = torch.rsqrt(variance + norm.eps) * weight
-    shift = bias - center * scale
+    factor = torch.rsqrt(variance + norm.eps / scale**2) * weight
+    shift = bias - center * factor
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)
-    return Affine(scale.flatten(1).to(dtype), shift.flatten(1).to(dtype))
+    return Affine(factor.flatten(1).to(dtype), shift.flatten(1).to(dtype))

@@ -44,7 +44,13 @@ class Kernels(Protocol[W]):
 
     `add`: the target holds values already, which the result is added to. `pixels`: how many of all frames the weights
     are for, so that kernels may pack them for few or for many.
+
+    Activations are stored divided by `scale`, so that what float16 cannot hold is held. A convolution behind a norm,
+    which undoes that, or of pictures divides its weights and its bias; one that reads activations as they are, divides
+    its bias alone.
     """
+
+    scale: int  # a power of two
 
     sweeps: bool  # over whole frames in memory, by all workers: `NativeKernels.sweep_space` and `sweep_time`
     inputs_multiple: int  # channels are padded with zeros to multiples of these
@@ -53,11 +59,16 @@ class Kernels(Protocol[W]):
     def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
         """The norm of values with these moments, as `stats.affine`: of each frame, or of all frames together."""
 
-    def spatial_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False) -> W:
-        """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
+    def spatial_weights(
+        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False, leave: bool = False
+    ) -> W:
+        """Those of a 3x3 convolution behind a norm or of pictures, or with `enlarge` behind a nearest 2x enlargement.
+
+        With `leave`, of the one behind a norm whose result is not stored but returned.
+        """
 
     def pointwise_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> W:
-        """Those of a 1x1 convolution."""
+        """Those of a 1x1 convolution of activations as they are."""
 
     def strided_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> W:
         """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
@@ -117,12 +128,14 @@ class Sweeping(Kernels[W], Protocol[W]):
         """(3,1,1) convolution of a clip of frames `(pixels, c)`, or a 1x1 convolution."""
 
 
-def kernels_for(device: torch.device, dtype: torch.dtype, workers: Workers) -> Kernels[Any]:
-    """The fastest kernels for activations of `dtype` on `device`."""
+def kernels_for(
+    device: torch.device, dtype: torch.dtype, workers: Workers, *, scale: int = 1
+) -> Kernels[Any]:
+    """The fastest kernels for activations of `dtype` on `device`, stored divided by `scale`."""
     from temporal_vae.engine.kernels.naive import NaiveKernels
 
     if processor.arithmetic(device.type, str(dtype).removeprefix("torch.")) != "torch":
         from temporal_vae.engine.kernels.native import NativeKernels
 
-        return NativeKernels(dtype, workers)
-    return NaiveKernels(device)
+        return NativeKernels(dtype, workers, scale=scale)
+    return NaiveKernels(device, scale=scale)

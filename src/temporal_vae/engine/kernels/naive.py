@@ -19,6 +19,7 @@ class PlainWeights:
     values: list[Tensor]
     bias: Tensor
     outputs: int
+    divisor: int = 1  # of what they are multiplied with: weights of 16 bits would lose what is small
     direct = True
 
     @property
@@ -34,7 +35,8 @@ class NaiveKernels:
     inputs_multiple = 1
     outputs_multiple = 1
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, scale: int = 1) -> None:
+        self.scale = scale
         self._fused = None
         if device.type == "cuda":
             from temporal_vae.engine.kernels import triton_kernels
@@ -43,10 +45,10 @@ class NaiveKernels:
 
     def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
         """The norm of values with these moments: of each frame, or of all frames together."""
-        return affine(moments.over_frames() if over_frames else moments, norm)
+        return affine(moments.over_frames() if over_frames else moments, norm, scale=self.scale)
 
     def spatial_weights(
-        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False
+        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False, leave: bool = False
     ) -> PlainWeights:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement.
 
@@ -55,20 +57,21 @@ class NaiveKernels:
         """
         weight = conv.weight
         if not enlarge:
-            return _plain([weight], conv)
+            scale = 1 if leave else self.scale
+            return _plain([weight], conv, scale, divisor=scale)
         wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
         rows = (_folded(wide, 2, phase) for phase in range(2))
         phases = [_folded(row, 3, phase).to(weight.dtype) for row in rows for phase in range(2)]
-        return _plain(phases, conv)
+        return _plain(phases, conv, self.scale)
 
     def pointwise_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PlainWeights:
         """Those of a 1x1 convolution."""
-        return _plain([conv.weight], conv)
+        return _plain([conv.weight], conv, self.scale)
 
     def strided_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PlainWeights:
         """Those of a 3x3 convolution as a 1x1 convolution of its nine neighbours side by side."""
         weight = conv.weight.flatten(2).transpose(1, 2).flatten(1)
-        return _plain([weight[..., None, None]], conv)
+        return _plain([weight[..., None, None]], conv, self.scale)
 
     def temporal_weights(
         self, conv: nn.Conv3d, frames: int, room: Scratch, pixels: int, *,
@@ -79,7 +82,12 @@ class NaiveKernels:
         weight, bias = conv.weight[..., 0], conv.bias
         if factor is not None:
             weight, bias = (weight * factor).to(weight.dtype), (bias * factor).to(bias.dtype)
-        return PlainWeights(values=[_channels_last(weight)], bias=bias, outputs=len(weight))
+        return PlainWeights(
+            values=[_channels_last(weight)],
+            bias=_divided(bias, self.scale),
+            outputs=len(weight),
+            divisor=self.scale,
+        )
 
     def spatial(
         self,
@@ -98,7 +106,7 @@ class NaiveKernels:
             low, high = first // 2 - 1, -(-last // 2) + 1
         else:
             low, high = first - 1, last + 1
-        image = self._padded(source, low, high, affine)
+        image = _divided(self._padded(source, low, high, affine), weights.divisor)
         if weights.enlarge:
             large = image.new_empty((2 * (high - low - 2), target.data.shape[1], weights.outputs))
             for index, taps in enumerate(weights.values):
@@ -131,7 +139,8 @@ class NaiveKernels:
         add: bool = False,
     ) -> Moments:
         """(3,1,1) convolution of the same pixels of all frames, `(pixels, c)` each."""
-        image = self._activated(torch.stack(sources), affine)[None].permute(0, 3, 1, 2)
+        values = _divided(self._activated(torch.stack(sources), affine), weights.divisor)
+        image = values[None].permute(0, 3, 1, 2)
         result = F.conv2d(image, weights.values[0], weights.bias, padding=(1, 0))[0].permute(1, 2, 0)
         for target, frame in zip(targets, result, strict=True):
             target.copy_(target + frame if add else frame)
@@ -166,11 +175,18 @@ class NaiveKernels:
         return Moments.of_values(values)
 
 
-def _plain(values: list[Tensor], conv: nn.Conv2d) -> PlainWeights:
+def _plain(values: list[Tensor], conv: nn.Conv2d, scale: int, *, divisor: int = 1) -> PlainWeights:
     assert conv.bias is not None
     return PlainWeights(
-        values=[_channels_last(value) for value in values], bias=conv.bias, outputs=conv.out_channels
+        values=[_channels_last(value) for value in values],
+        bias=_divided(conv.bias, scale),
+        outputs=conv.out_channels,
+        divisor=divisor,
     )
+
+
+def _divided(values: Tensor, scale: int) -> Tensor:
+    return values if scale == 1 else values / scale
 
 
 def _channels_last(weight: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class NativeKernels:
 
     sweeps = True
 
-    def __init__(self, dtype: torch.dtype, workers: Workers) -> None:
+    def __init__(self, dtype: torch.dtype, workers: Workers, *, scale: int = 1) -> None:
         machine = processor.host()
         assert machine is not None
         crew = Crew(workers)
@@ -66,6 +66,7 @@ class NativeKernels:
         self.outputs_multiple = self._packing.outputs_multiple
         self._jobs = Jobs(crew, self.outputs_multiple)
         self.sums = self._jobs.sums
+        self.scale = scale
         self._dtype = dtype
         self._name: Scalar = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
         self._pairs = processor.multiplies_pairs(self._name)
@@ -74,15 +75,19 @@ class NativeKernels:
 
     def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
         """The norm of values with these moments: of each frame, or of all frames together."""
-        return affine_of(moments, norm, over_frames=over_frames)
+        return affine_of(moments, norm, over_frames=over_frames, scale=self.scale)
 
     # Weights
 
     def spatial_weights(
-        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False
+        self, conv: nn.Conv2d, room: Scratch, pixels: int, *, enlarge: bool = False, leave: bool = False
     ) -> PackedWeights:
         """Those of a 3x3 convolution; with `enlarge`, of one behind a nearest 2x enlargement."""
-        return self._pack(conv.weight.flatten(2), bias_of(conv), room, pixels, enlarge=enlarge)
+        scale, bias_scale = 1 if enlarge or leave else self.scale, 1 if leave else self.scale
+        weights = conv.weight.flatten(2)
+        return self._pack(
+            weights, bias_of(conv), room, pixels, scale=scale, bias_scale=bias_scale, enlarge=enlarge
+        )
 
     def pointwise_weights(self, conv: nn.Conv2d, room: Scratch, pixels: int) -> PackedWeights:
         """Those of a 1x1 convolution."""
@@ -109,7 +114,7 @@ class NativeKernels:
         weight = conv.weight.flatten(2)
         if frames == 1:  # only the middle tap meets a frame
             weight = weight[:, :, 1:2]
-        return self._pack(weight, bias_of(conv), room, pixels, factor=factor)
+        return self._pack(weight, bias_of(conv), room, pixels, factor=factor, scale=self.scale)
 
     def _pack(
         self,
@@ -119,17 +124,22 @@ class NativeKernels:
         pixels: int,
         *,
         factor: Tensor | None = None,
+        scale: int = 1,
+        bias_scale: int | None = None,
         enlarge: bool = False,
     ) -> PackedWeights:
+        """Weights `(k, c, taps)` and their bias, times a factor and divided by scales: those of activations."""
         outputs, inputs, taps = weight.shape
         padding = -inputs % self.inputs_multiple, -outputs % self.outputs_multiple
         if any(padding):
             weight = F.pad(weight, (0, 0, 0, padding[0], 0, padding[1]))
             bias = F.pad(bias, (0, padding[1]))
             outputs, inputs, _ = weight.shape
-        bias = bias.float()
+        bias = bias.float() / (self.scale if bias_scale is None else bias_scale)
         if factor is not None:
             bias = bias * factor
+        if scale != 1:
+            factor = torch.tensor(1 / scale) if factor is None else factor / scale
         direct = not self._filters(pixels, taps)
         values, factors = self._packing.pack(weight, factor, room, direct=direct)
         return PackedWeights(

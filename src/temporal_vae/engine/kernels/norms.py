@@ -45,7 +45,7 @@ def moments_of(
     return Moments(count, *both.unbind())
 
 
-def affine_of(moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
+def affine_of(moments: Moments, norm: nn.GroupNorm, *, over_frames: bool, scale: int = 1) -> Affine:
     """As `affine`: one of each frame, or one of all frames together."""
     frames, channels = moments.mean.shape
     rows, together = (1, frames) if over_frames else (frames, 1)
@@ -59,8 +59,8 @@ def affine_of(moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Aff
     name: Scalar = str(norm.weight.dtype).removeprefix("torch.")  # type: ignore[assignment]
     affine = _affine(processor.host(), name)
     affine(
-        *values, moments.count, rows, together, norm.num_groups, channels // norm.num_groups, _bits(norm.eps),
-        *parameters, both.data_ptr(),
+        *values, moments.count, rows, together, norm.num_groups, channels // norm.num_groups,
+        _bits(norm.eps / scale**2), *parameters, both.data_ptr(),
     )  # fmt: skip
     return Affine(*both.unbind())
 
