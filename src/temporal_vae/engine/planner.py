@@ -193,7 +193,7 @@ def _plan(
     for frames in sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True):
         for some in ((WHOLE,), rungs) if frames == 1 else ((WHOLE,),):
             try:
-                return choose(load(frames), memory_limit, some, rungs)
+                return choose(load(frames), memory_limit, some, rungs, load(1))
             except MemoryLimitError as error:
                 refusal = error
     assert refusal is not None
@@ -284,9 +284,16 @@ def _best(
 
 
 def choose(
-    load: Workload, limit: int | None, rungs: Sequence[Rung], shown: Sequence[Rung] | None = None
+    load: Workload,
+    limit: int | None,
+    rungs: Sequence[Rung],
+    shown: Sequence[Rung] | None = None,
+    single: Workload | None = None,
 ) -> Plan:
-    """The cheapest plan within the limit. Levels may stand on different rungs."""
+    """The cheapest plan within the limit. Levels may stand on different rungs.
+
+    The ladder that is shown has other rungs where they differ, and below the first one `single`: one picture at a time.
+    """
     path = _best(load, rungs, limit, lambda path: path.price)
     height, width = load.picture
     if path is None:
@@ -313,7 +320,7 @@ def choose(
         peak=path.peak,
         extra_work=path.again / load.work,
         work=load.work // load.frames * load.batch,
-        ladder=_ladder(load, shown or rungs),
+        ladder=_ladder(load, single or load, shown or rungs),
     )
 
 
@@ -337,10 +344,11 @@ def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
     return tuple(levels)
 
 
-def _ladder(load: Workload, rungs: Sequence[Rung]) -> tuple[Offer, ...]:
+def _ladder(first: Workload, others: Workload, rungs: Sequence[Rung]) -> tuple[Offer, ...]:
     """The rungs, each below the one before; those that would save nothing are left out."""
     ladder: list[Offer] = []
     for rung in rungs:
+        load = others if ladder else first
         costs = [load.cost(index, rung, rung.state) for index in range(len(load.sizes))]
         offer = Offer(
             name=rung.name,
