@@ -272,8 +272,11 @@ class Autoencoder(FusableProjections):
             CheckpointError: a model with other layers (LoRA, quantised or fused ones).
         """
         published = loading.unwrapped(module, cls._published)
+        config = {**published.config, **options}
+        defaults = config.get("_use_default_values", ())
+        config["_use_default_values"] = [name for name in defaults if name not in options]
         with torch.device("meta"):
-            model: Self = cls.from_config({**published.config, **options})
+            model: Self = cls.from_config(config)
         loading.share_parameters(published, model)
         processors = published.attn_processors
         model.set_attn_processor({loading.plain_name(name): each for name, each in processors.items()})

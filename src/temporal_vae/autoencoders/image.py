@@ -85,6 +85,15 @@ class ImageAutoencoder(Autoencoder):
         pictures = self.decode(z).sample
         return DecoderOutput(sample=pictures) if return_dict else (pictures,)
 
+    def _encode(self, x: Tensor) -> Tensor:
+        """The moments that `encode` makes a posterior of."""
+        moments: Tensor = self.encode(x).latent_dist.parameters
+        return moments
+
+    def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """`decode`, by the name that code written for diffusers may call."""
+        return self.decode(z, return_dict)
+
     def tiled_encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """`encode`: in diffusers tiles that are blended, here the exact result, whose tiles cannot be told."""
         return self.encode(x, return_dict)

@@ -78,7 +78,7 @@ def load_strictly(
 
 
 def share_parameters(source: nn.Module, target: nn.Module) -> None:
-    """Put the very parameters of `source` into `target`, a model of the same configuration."""
+    """Put the very parameters and buffers of `source` into `target`, a model of the same configuration."""
     parameters = {plain_name(name): parameter for name, parameter in source.named_parameters()}
     own = dict(target.named_parameters())
     modules = {
@@ -100,9 +100,10 @@ def share_parameters(source: nn.Module, target: nn.Module) -> None:
             f"{type(source).__name__}: its weights are not those of its configuration: {'; '.join(faults)}; "
             "unload adapters, unfuse projections and remove offloading first"
         )
-    for name, parameter in parameters.items():
+    buffers = {plain_name(name): buffer for name, buffer in source.named_buffers()}
+    for name, values in (parameters | buffers).items():
         module, _, leaf = name.rpartition(".")
-        setattr(target.get_submodule(module), leaf, parameter)
+        setattr(target.get_submodule(module), leaf, values)
 
 
 def unwrapped(module: nn.Module, kind: type[nn.Module]) -> Any:
@@ -113,8 +114,7 @@ def unwrapped(module: nn.Module, kind: type[nn.Module]) -> Any:
         wrapped = next((inner for inner in inside if isinstance(inner, nn.Module)), None)
         if wrapped is None:
             raise InputError(
-                f"from_module: a {given} is no AutoencoderKLTemporalDecoder, and holds none; pass `pipe.vae` of an "
-                "SVD-family pipeline"
+                f"from_module: a {given} is no {kind.__name__}, and holds none; pass `pipe.vae` of a pipeline with one"
             )
         module = wrapped
     return module
