@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING
 from temporal_vae import __version__
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.base import Autoencoder
 
 __all__ = ["TAGS", "default_card"]
 
 TAGS = ("temporal-vae", "video", "autoencoder", "vae", "AutoencoderKLTemporalDecoder")
 """Of the hub, by which such models are found."""
+
+_VIDEO = """\
+A video autoencoder with the architecture of Stable Video Diffusion's: an image encoder, and a decoder with temporal
+layers."""
+_IMAGE = (
+    "An image autoencoder with the architecture of Stable Diffusion's; each picture is computed by itself."
+)
+_SCALED, _SHIFTED = "Diffusion models work on `{} * {}`.", "(latents - {})"
+_NORMALISED = (
+    "Diffusion models work on patches of latents, normalised by the running mean and variance in `bn`."
+)
 
 _PAGE = """\
 ---
@@ -21,8 +32,7 @@ _PAGE = """\
 
 # {title}
 
-A video autoencoder with the architecture of Stable Video Diffusion's: an image encoder, and a decoder with temporal
-layers. This card was written by temporal-vae {version} from the model's configuration. What the model was trained on,
+{about} This card was written by temporal-vae {version} from the model's configuration. What the model was trained on,
 and how good it is, nobody has described here.
 
 | | |
@@ -32,18 +42,18 @@ and how good it is, nobody has described here.
 ## Load
 
 ```python
-from temporal_vae import AutoencoderKLTemporalDecoder  # or: from diffusers import AutoencoderKLTemporalDecoder
+from temporal_vae import {kind}  # or: from diffusers import {kind}
 
-vae = AutoencoderKLTemporalDecoder.from_pretrained("{repo_id}")
+vae = {kind}.from_pretrained("{repo_id}")
 latents = vae.encode(frames).latent_dist.mode()  # frames (t, {channels}, h, w), values in [-1, 1]
-frames = vae.decode(latents, num_frames=len(latents)).sample
+frames = vae.decode(latents{length}).sample
 ```
 
-Diffusion models work on `latents * {scale}`.
+{scaling}
 """
 
 
-def default_card(vae: AutoencoderKLTemporalDecoder, repo_id: str, *, license: str | None = None) -> str:
+def default_card(vae: Autoencoder, repo_id: str, *, license: str | None = None) -> str:
     """Write a card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
@@ -54,14 +64,17 @@ def default_card(vae: AutoencoderKLTemporalDecoder, repo_id: str, *, license: st
     config = vae.config
     levels = " x ".join(map(str, config.block_out_channels))
     f = vae.spatial_factor
+    temporal = vae.network.temporal
+    shift, scale = config.get("shift_factor"), config.get("scaling_factor")
+    shown = {
+        key: config.get(key) for key in ("sample_size", "scaling_factor", "shift_factor", "force_upcast")
+    }
     rows = {
         "frames": f"{config.in_channels} channels in, {config.out_channels} out, values in [-1, 1]",
         "latents": f"{config.latent_channels} channels, one for {f}x{f} pixels",
         "`block_out_channels`": levels,
         "`layers_per_block`": str(config.layers_per_block),
-        "`sample_size`": str(config.sample_size),
-        "`scaling_factor`": str(config.scaling_factor),
-        "`force_upcast`": str(config.force_upcast).lower(),
+        **{f"`{key}`": str(value).lower() for key, value in shown.items() if value is not None},
         "parameters": f"{sum(p.numel() for p in vae.parameters()):,}",
     }
     matter = ["library_name: diffusers", "tags:", *(f"- {tag}" for tag in TAGS)]
@@ -74,5 +87,10 @@ def default_card(vae: AutoencoderKLTemporalDecoder, repo_id: str, *, license: st
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         repo_id=repo_id,
         channels=config.in_channels,
-        scale=config.scaling_factor,
+        kind=type(vae).__name__,
+        about=_VIDEO if temporal else _IMAGE,
+        length=", num_frames=len(latents)" if temporal else "",
+        scaling=_NORMALISED
+        if scale is None
+        else _SCALED.format(_SHIFTED.format(shift) if shift else "latents", scale),
     )

@@ -180,6 +180,10 @@ def _export(
 def _check(
     vae: AutoencoderKLTemporalDecoder, frames: int | None, dtypes: tuple[torch.dtype, ...], runtime: str
 ) -> None:
+    if not vae.network.temporal:
+        raise InputError(
+            f"export: {type(vae).__name__} is an image autoencoder; what is exported is AutoencoderKLTemporalDecoder"
+        )
     if frames is not None and frames < 1:
         raise InputError(f"export: frames={frames} is no length of a clip; pass a number from 1 up, or None")
     if vae.dtype not in dtypes:

@@ -15,7 +15,7 @@ from temporal_vae.checkpoints.card import default_card
 from temporal_vae.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.base import Autoencoder
 
 __all__ = ["push"]
 
@@ -24,7 +24,7 @@ _FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pyto
 
 
 def push(
-    vae: AutoencoderKLTemporalDecoder,
+    vae: Autoencoder,
     folder: str | Path,
     repo_id: str,
     *,
@@ -88,9 +88,7 @@ def push(
         )
 
 
-def _card(
-    vae: AutoencoderKLTemporalDecoder, folder: Path, given: str | None, repo_id: str, *, missing: bool
-) -> str | None:
+def _card(vae: Autoencoder, folder: Path, given: str | None, repo_id: str, *, missing: bool) -> str | None:
     """The card to upload; None leaves the repository's own."""
     if given is not None:
         return given

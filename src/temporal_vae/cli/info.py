@@ -76,17 +76,22 @@ def _describe_video(source: str) -> dict[str, Any]:
 
 def _describe_model(model: str, subfolder: str | None) -> dict[str, Any]:
     vae = load_model(model, subfolder)
-    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in vae.named_children()}
+    parameters = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in vae.named_children() if name != "bn"
+    }
     keys = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels")
     return {
         "class": type(vae).__name__,
-        **{key: vae.config[key] for key in (*keys, "sample_size", "scaling_factor", "force_upcast")},
+        **{key: vae.config[key] for key in (*keys, *_WHERE_THERE) if vae.config.get(key) is not None},
         "spatial_factor": vae.spatial_factor,
         "compression": _compression(vae),
         "parameters": sum(parameters.values()),
         **{f"parameters_{name}": count for name, count in parameters.items()},
         "bytes_float32": 4 * sum(parameters.values()),
     }
+
+
+_WHERE_THERE = ("decoder_block_out_channels", "sample_size", "scaling_factor", "shift_factor", "force_upcast")
 
 
 def _compression(vae: Any) -> float:
@@ -105,7 +110,7 @@ def _describe_latents(path: str) -> dict[str, Any]:
             "dtype": reader.dtype,
             "model": description.model.name,
             "config_sha256": description.model.config_sha256,
-            "scaling_factor": description.model.config["scaling_factor"],
+            "scaling_factor": description.model.config.get("scaling_factor"),
             "source": description.source_name,
             "source_sha256": description.source_sha256,
             "rate": str(description.rate),

@@ -14,7 +14,7 @@ from temporal_vae.amounts import parse_memory
 from temporal_vae.errors import InputError
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.base import Autoencoder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -172,7 +172,8 @@ cut_options = _together(
         type=ClipFramesType(),
         default="25",
         show_default=True,
-        help="Frames decoded as one clip, or `all`. It changes the pixels: a clip is decoded as a whole.",
+        help="Frames decoded as one clip, or `all`. It changes the pixels: a clip is decoded as a whole. Image "
+        "autoencoders decode each frame by itself.",
     ),
     click.option(
         "--overlap",
@@ -187,7 +188,8 @@ output_options = _together(
     click.option(
         "--codec",
         type=click.Choice(("h264", "ffv1", "png", "gif")),
-        help="Of the video; by default that of OUT's suffix: .mp4 h264, .mkv ffv1, .gif gif, a folder png.",
+        help="Of the video; by default that of OUT's suffix: .mp4 h264, .mkv ffv1, .gif gif, a folder png. One picture "
+        "goes to .png, .jpg or .webp.",
     ),
     click.option(
         "--crf",
@@ -265,8 +267,8 @@ def best_device() -> str:
 
 def load_model(
     model: str, subfolder: str | None = None, dtype: str = "float32", device: str = "cpu"
-) -> AutoencoderKLTemporalDecoder:
-    """Load `model` in a dtype on a device, ready for inference.
+) -> Autoencoder:
+    """Load `model`, of clips or of pictures, in a dtype on a device, ready for inference.
 
     Raises:
         CheckpointError: a model that cannot be loaded.
@@ -274,6 +276,7 @@ def load_model(
     """
     import torch
 
+    from temporal_vae.autoencoders.loading import load_pretrained
     from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
     device = best_device() if device == "auto" else device
@@ -285,9 +288,7 @@ def load_model(
         ) from error
     torch_dtype = getattr(torch, dtype)
     if model == "embedded":
-        vae = AutoencoderKLTemporalDecoder.from_embedded(torch_dtype=torch_dtype)
+        vae: Autoencoder = AutoencoderKLTemporalDecoder.from_embedded(torch_dtype=torch_dtype)
     else:
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(
-            model, subfolder=subfolder, torch_dtype=torch_dtype
-        )
+        vae = load_pretrained(model, subfolder=subfolder, torch_dtype=torch_dtype)
     return vae.to(device).eval()

@@ -1,4 +1,4 @@
-"""`temporal-vae plan`: what a clip takes, and how it would be computed. From the configuration, without torch."""
+"""`temporal-vae plan`: what a clip or picture takes, and how it would be computed. From the configuration, no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,23 @@ from temporal_vae.cli.options import DTYPES, PictureType, json_option, memory_op
 from temporal_vae.engine import DEVICES, Network
 from temporal_vae.errors import CheckpointError, ConfigError
 
+_PUBLISHED = {
+    "svd": engine.SVD,
+    "sd": engine.SD,
+    "sdxl": engine.SD,
+    "sd3": engine.FLUX,
+    "flux": engine.FLUX,
+    "flux2": engine.FLUX2,
+}
 _EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
 
 
 @click.command()
-@click.option("--frames", type=click.IntRange(min=1), required=True, help="Of the clip.")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    help="Of the clip; of image autoencoders, the number of pictures, 1 by default.",
+)
 @click.option(
     "--size",
     type=PictureType(),
@@ -33,7 +45,8 @@ _EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
     "--model",
     default="published",
     show_default=True,
-    help="`published` (the configuration of Stable Video Diffusion), `embedded`, or a folder with config.json.",
+    help=f"A published configuration ({', '.join(_PUBLISHED)}; `published` is svd), `embedded`, or a folder with "
+    "config.json.",
 )
 @click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
 @click.option(
@@ -51,7 +64,7 @@ _EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
 )
 @json_option
 def plan(
-    frames: int,
+    frames: int | None,
     size: tuple[int, int],
     memory_limit: int | None,
     task: engine.Task,
@@ -62,14 +75,17 @@ def plan(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Show what a clip takes, and what memory limits cost.
+    """Show what a clip or picture takes within limits.
 
     The peak is what the process takes at most above the loaded model. A limit below the last rung is refused.
     """
+    network = _network(model, subfolder)
+    if frames is None and network.temporal:
+        raise click.UsageError("Missing option '--frames': this model decodes clips as a whole.")
     made = engine.plan(
         task,
-        _network(model, subfolder),
-        num_frames=frames,
+        network,
+        num_frames=frames or 1,
         height=size[0],
         width=size[1],
         dtype=dtype,
@@ -87,13 +103,14 @@ def plan(
 
 
 def _network(model: str, subfolder: str | None) -> Network:
-    if model == "published":
-        return engine.SVD
+    if model in _PUBLISHED or model == "published":
+        return _PUBLISHED.get(model, engine.SVD)
     folder = _EMBEDDED if model == "embedded" else Path(model)
     file = folder / (subfolder or "") / "config.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{model}: no folder with a {Path(subfolder or '') / 'config.json'}; name one, or published or embedded"
+            f"{model}: no folder with a {Path(subfolder or '') / 'config.json'}; name one, or one of "
+            f"{', '.join(_PUBLISHED)}, embedded"
         )
     try:
         return _read(json.loads(file.read_text()))
@@ -104,22 +121,19 @@ def _network(model: str, subfolder: str | None) -> Network:
 
 
 def _read(config: dict[str, Any]) -> Network:
+    defaults = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1}
+    counts = {key: config.get(key, value) for key, value in defaults.items()}
     widths = tuple(config.get("block_out_channels", (64,)))
-    counts = {
-        "in_channels": config.get("in_channels", 3),
-        "out_channels": config.get("out_channels", 3),
-        "latent_channels": config.get("latent_channels", 4),
-        "layers_per_block": config.get("layers_per_block", 1),
-    }
-    for value in (*counts.values(), *widths):
+    decoder_widths = tuple(config.get("decoder_block_out_channels") or ())
+    groups = config.get("norm_num_groups", 32)
+    for value in (*counts.values(), *widths, *decoder_widths, groups):
         if type(value) is not int or value < 1:
             raise ValueError(f"{value!r} is no whole number above zero")
     if not widths:
         raise ValueError("no levels")
-    return Network(
-        in_channels=counts["in_channels"],
-        out_channels=counts["out_channels"],
-        latent_channels=counts["latent_channels"],
-        widths=widths,
-        layers=counts["layers_per_block"],
-    )
+    if len(decoder_widths) not in (0, len(widths)):
+        raise ValueError(f"{len(decoder_widths)} levels of the decoder and {len(widths)} of the encoder")
+    given = {"down_block_types": (), **config, **counts, "block_out_channels": widths}
+    if given.get("_class_name", "AutoencoderKLTemporalDecoder") != "AutoencoderKLTemporalDecoder":
+        given.setdefault("up_block_types", ())
+    return Network.of(given)

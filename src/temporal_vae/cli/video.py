@@ -19,7 +19,7 @@ from temporal_vae.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.base import Autoencoder
 
 
 @click.command()
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 @takes_model
 @memory_option
 @json_option
-def encode(
-    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **selection: Any
-) -> None:
+def encode(source: str, target: str, vae: Autoencoder, as_json: bool, **selection: Any) -> None:
     """Turn a video into latents.
 
     OUT is a latent file, *.safetensors. IN is a video, an image, a folder of images or a glob such as 'frames/*.png'.
@@ -65,9 +63,7 @@ def encode(
 @takes_model
 @memory_option
 @json_option
-def decode(
-    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
-) -> None:
+def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options: Any) -> None:
     """Turn latents back into a video.
 
     OUT gets the size, rate and time stamps of the video that the latent file IN was made of.
@@ -97,9 +93,7 @@ def decode(
 @takes_model
 @memory_option
 @json_option
-def reconstruct(
-    source: str, target: str, vae: AutoencoderKLTemporalDecoder, as_json: bool, **options: Any
-) -> None:
+def reconstruct(source: str, target: str, vae: Autoencoder, as_json: bool, **options: Any) -> None:
     """Encode and decode a video, and measure the result.
 
     PSNR, SSIM, flicker (the error of frame differences), time per frame and peak memory are printed, and saved with the

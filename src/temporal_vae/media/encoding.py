@@ -14,9 +14,13 @@ from av.container import OutputContainer
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from temporal_vae.errors import MediaError, file_name
 from temporal_vae.media.audio import SoundWriter
 from temporal_vae.media.color import MATRICES, PRIMARIES, RANGES, TRANSFERS, rgb_to_yuv444, subsample
 from temporal_vae.media.frames import Color, Frames
+
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Kinds of image files, by suffix; only JPEG loses anything."""
 
 _FINE = 10_000  # ticks per second at least
 _FINEST = 1_000_000  # and at most
@@ -51,12 +55,40 @@ class PngFolder:
         """Nothing is left to do."""
 
 
+class Picture:
+    """A single frame as an image file of the suffix's kind."""
+
+    def __init__(self, temporary: Path, name: Path) -> None:
+        self._temporary, self._name, self._empty = temporary, name, True
+
+    def add(self, frame: Frames, time: Fraction) -> None:
+        """Write the image."""
+        if not self._empty:
+            raise MediaError(
+                f"{file_name(self._name)}: holds one picture, and there are more; name a folder (one that ends in /) "
+                "or a video"
+            )
+        kind = PICTURES[self._name.suffix.lower()]
+        options = (
+            {"quality": 95, "subsampling": 0}
+            if kind == "JPEG"
+            else {"lossless": True}
+            if kind == "WEBP"
+            else {}
+        )
+        Image.fromarray(frame).save(self._temporary, format=kind, **options)
+        self._empty = False
+
+    def finish(self, end: Fraction) -> None:
+        """Nothing is left to do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a video is stored.
 
     Attributes:
-        codec: `h264`, `ffv1`, `gif` or `png`.
+        codec: `h264`, `ffv1`, `gif`, `png` or `picture`.
         rate: nominal frames per second.
         tick: time base, seconds.
         color: matrix and range in which H.264 is stored.

@@ -1,4 +1,4 @@
-"""Videos out, as a stream: H.264, lossless FFV1, GIF, or a folder of PNG images."""
+"""Videos out, as a stream: H.264, lossless FFV1, GIF, a folder of PNG images, or one image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from av.container import OutputContainer
 from temporal_vae.errors import InputError, MediaError, file_name
 from temporal_vae.media.audio import Audio, Sound, SoundWriter, sound_of
 from temporal_vae.media.color import output_color
-from temporal_vae.media.encoding import GIF_TICK, ContainerSink, PngFolder, Settings, Sink, tick_for
+from temporal_vae.media.encoding import (
+    GIF_TICK,
+    PICTURES,
+    ContainerSink,
+    Picture,
+    PngFolder,
+    Settings,
+    Sink,
+    tick_for,
+)
 from temporal_vae.media.frames import Color, Frames, check_frames, check_timestamps, exact
 from temporal_vae.media.matroska import set_pixel_aspect
 from temporal_vae.media.reader import MAX_PIXELS, VideoReader
@@ -29,12 +38,14 @@ _CODEC_OF = {
     ".mkv": "ffv1",
     ".gif": "gif",
     "": "png",
+    **dict.fromkeys(PICTURES, "picture"),
 }
 _SUFFIXES = {
     "h264": (".mp4", ".m4v", ".mov", ".mkv"),
     "ffv1": (".mkv",),
     "gif": (".gif",),
     "png": ("",),
+    "picture": tuple(PICTURES),
 }
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
 
@@ -54,10 +65,11 @@ class VideoWriter:
 
     Args:
         target: `.mp4`, `.m4v`, `.mov` (H.264), `.mkv` (FFV1, lossless), `.gif`, or a folder for PNG images: a
-            name that ends in `/` or has no suffix.
+            name that ends in `/` or has no suffix; or `.png`, `.jpg`, `.webp` (lossless) for a single picture.
         rate: nominal frames per second; the last frame is shown for one of them, or as long as `finish` is told.
         color: of the source, `Clip.color`. H.264 keeps BT.601, BT.709 or BT.2020 and the range, else is BT.709 limited.
-        codec: `h264`, `ffv1`, `gif` or `png`, where it is not to be that of the suffix: `.mkv` holds `h264` too.
+        codec: `h264`, `ffv1`, `gif`, `png` or `picture`, where it is not to be that of the suffix: `.mkv` holds `h264`,
+            too.
         crf: quality of H.264, 1 (best) to 51; 0 is without loss but for the colours, and few players show it.
         audio_from: video whose sound is written, from the first time stamp to the end of the last frame. Time stamps
             are taken to be those of this video. GIF and PNG have no sound: it is left out.
@@ -196,6 +208,8 @@ class VideoWriter:
     def _sink_to(self, temporary: Path) -> Sink:
         if self._settings.codec == "png":
             return PngFolder(temporary)
+        if self._settings.codec == "picture":
+            return Picture(temporary, self.target)
         container_format = _FORMATS[self.target.suffix.lower()]
         options = {"movflags": "faststart"} if container_format in ("mp4", "mov") else {}
         try:

@@ -9,16 +9,23 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import logging
 from torch import Tensor
 
 from temporal_vae import engine
 from temporal_vae.amounts import MemoryLimit, parse_memory
-from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.base import Autoencoder
+from temporal_vae.errors import InputError
 from temporal_vae.media.frames import Frames, crop_to, pad_to_multiple
+from temporal_vae.video.latents import ENCODING, encoder_weights
 from temporal_vae.video.work import Progress, Work
 
-_MOST_TOGETHER = 25  # frames of one call of the encoder
+CLIP_FRAMES = 25  # the clip length Stable Video Diffusion was tuned for
+
+_MOST_TOGETHER = 25  # frames of one call of the encoder, and pictures of one of an image decoder
 _TOGETHER_ELSEWHERE = 4  # where the engine does not run, and nothing is planned
+
+logger = logging.get_logger(__name__)
 
 
 class Coder:
@@ -40,7 +47,7 @@ class Coder:
 
     def __init__(
         self,
-        vae: AutoencoderKLTemporalDecoder,
+        vae: Autoencoder,
         height: int,
         width: int,
         *,
@@ -57,7 +64,7 @@ class Coder:
         self._padded = height + -height % factor, width + -width % factor
 
     @cached_property
-    def _encoder(self) -> AutoencoderKLTemporalDecoder:
+    def _encoder(self) -> Autoencoder:
         """The model to encode with, made when it is first asked for: who only decodes needs none."""
         return _as_encoder(self._vae)
 
@@ -71,13 +78,35 @@ class Coder:
         plan = self._plan("encode", _MOST_TOGETHER)
         return plan.frames if self._plans else _TOGETHER_ELSEWHERE
 
+    def clip_frames(self, asked: int | None, overlap: int) -> int | None:
+        """How many frames are decoded at a time: a clip, or as many pictures as cost the least.
+
+        Args:
+            asked: length of a clip; None for all frames.
+            overlap: frames that clips share.
+
+        Raises:
+            InputError: an overlap of pictures, which an image autoencoder decodes each by itself.
+            MemoryLimitError: not even one frame can be decoded within the limit.
+        """
+        name = type(self._vae).__name__
+        if self._vae.network.temporal:
+            return asked
+        if overlap:
+            raise InputError(
+                f"overlap={overlap}: {name} is an image autoencoder and decodes each frame by itself; leave it out"
+            )
+        if asked not in (None, 1, CLIP_FRAMES):
+            logger.warning("clip_frames=%s has no meaning: %s decodes each frame by itself", asked, name)
+        return self._plan("decode", _MOST_TOGETHER).frames if self._plans else _TOGETHER_ELSEWHERE
+
     def encode_work(self, frames: int) -> int:
         """Multiply-adds to encode so many frames; raises as `together`."""
         plan = self._plan("encode", self.together)
         return plan.work // plan.batch * frames
 
     def decode_work(self, frames: int) -> int:
-        """Multiply-adds to decode a clip of so many frames.
+        """Multiply-adds to decode a clip of so many frames, or so many pictures.
 
         Raises:
             MemoryLimitError: the clip cannot be decoded within the limit.
@@ -94,12 +123,11 @@ class Coder:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Frames:
-        """Frames `(t, h, w, 3)` of a clip of latents `(t, z, h/f, w/f)`."""
+        """Frames `(t, h, w, 3)` of a clip of latents `(t, z, h/f, w/f)`, or of pictures."""
         vae, count = self._vae, len(latents)
+        length = {"num_frames": count} if vae.network.temporal else {}
         with self.work.call(self.decode_work(count)):
-            x = vae.decode(
-                latents.to(vae.device, vae.dtype), num_frames=count, memory_limit=self._limit
-            ).sample
+            x = vae.decode(latents.to(vae.device, vae.dtype), **length, memory_limit=self._limit).sample
         return crop_to(to_frames(x), *self._shown)
 
     def reconstruct(self, frames: Frames) -> Frames:
@@ -116,23 +144,23 @@ class Coder:
         return planner(num_frames=frames, height=height, width=width, memory_limit=self._limit)
 
 
-_encoders: WeakKeyDictionary[
-    AutoencoderKLTemporalDecoder, tuple[list[tuple[int, int]], AutoencoderKLTemporalDecoder]
-] = WeakKeyDictionary()
+_encoders: WeakKeyDictionary[Autoencoder, tuple[list[tuple[int, int]], Autoencoder]] = WeakKeyDictionary()
 """Of models in float16, those to encode with, and which weights they were cast from."""
 
 
-def _as_encoder(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecoder:
+def _as_encoder(vae: Autoencoder) -> Autoencoder:
     """The model to encode with: where a float16 model asks for `force_upcast`, its encoder is cast to float32, once."""
-    if vae.dtype != torch.float16 or not vae.config.force_upcast:
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         return vae
-    parameters = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
+    parameters = encoder_weights(vae)
     weights = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
     kept, upcast = _encoders.get(vae, (None, vae))
     if kept != weights:
         upcast = copy(vae)
         upcast._modules = dict(vae._modules)
-        upcast.encoder, upcast.quant_conv = deepcopy(vae.encoder).float(), deepcopy(vae.quant_conv).float()
+        for name in ENCODING:
+            if (part := getattr(vae, name)) is not None:
+                setattr(upcast, name, deepcopy(part).float())
         _encoders[vae] = weights, upcast
     return upcast
 

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.checkpoints.lazy import DTYPES
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.errors import LatentFileError, MediaError
@@ -34,8 +34,23 @@ from temporal_vae.outputs import check_readable, check_writable, complete_or_not
 FORMAT_VERSION = 1
 _METADATA_KEY = "temporal_vae"
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_OF_ALL = (
+    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels", "scaling_factor",
+)  # fmt: skip
+_OF_IMAGES = (
+    "down_block_types", "up_block_types", "decoder_block_out_channels", "norm_num_groups", "shift_factor",
+    "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention",
+)  # fmt: skip
+ENCODING = ("encoder", "quant_conv")
+"""Parts of a model that encode; there may be no `quant_conv`."""
 _PROBED = 4  # values of each tensor that a probe holds
 _PROBE_TOLERANCE = 2**-7  # relative; rounding to bfloat16 moves a weight by 2**-9 at most
+
+
+def encoder_weights(vae: Autoencoder) -> list[Tensor]:
+    """The parameters of what encodes."""
+    parts = (getattr(vae, name) for name in ENCODING)
+    return [weight for part in parts if part is not None for weight in part.parameters()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +69,19 @@ class ModelIdentity:
     encoder_probe: list[float]
 
     @classmethod
-    def of(cls, vae: AutoencoderKLTemporalDecoder) -> ModelIdentity:
+    def of(cls, vae: Autoencoder) -> ModelIdentity:
         """Identify a loaded model."""
-        keys = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels")
-        config: dict[str, Any] = {key: vae.config[key] for key in (*keys, "scaling_factor")}
-        config["block_out_channels"] = list(config["block_out_channels"])
-        tensors = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
+        keys = _OF_ALL if vae.network.temporal else (*_OF_ALL, *_OF_IMAGES)
+        values = {key: vae.config[key] for key in keys if key in vae.config}
+        config: dict[str, Any] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+        }
+        if not vae.network.temporal:
+            config["class"] = type(vae).__name__
         probe = [
-            value for tensor in tensors for value in tensor.detach().flatten()[:_PROBED].float().tolist()
+            value
+            for tensor in encoder_weights(vae)
+            for value in tensor.detach().flatten()[:_PROBED].float().tolist()
         ]
         return cls(name=_model_name(vae), config=config, encoder_probe=probe)
 
@@ -263,7 +283,7 @@ class LatentReader:
         LatentFileError: a file that is missing, damaged, of another version or kind, or made by another model.
     """
 
-    def __init__(self, source: str | Path, *, vae: AutoencoderKLTemporalDecoder | None = None) -> None:
+    def __init__(self, source: str | Path, *, vae: Autoencoder | None = None) -> None:
         """Open `source` and check it; with `vae`, refuse latents that another model made."""
         self.source = Path(source)
         with _refusing(self.source):
@@ -336,7 +356,7 @@ def _refusing(target: Path) -> Iterator[None]:
         raise LatentFileError(str(error)) from error
 
 
-def _model_name(vae: AutoencoderKLTemporalDecoder) -> str:
+def _model_name(vae: Autoencoder) -> str:
     name = vae.config.get("_name_or_path") or "unnamed"
     return "embedded" if Path(name) == EMBEDDED else str(name)
 

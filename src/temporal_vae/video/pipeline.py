@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from temporal_vae.amounts import MemoryLimit
+from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.media.audio import Audio
 from temporal_vae.media.frames import Clip, clip_starts
@@ -28,7 +29,7 @@ from temporal_vae.media.writer import VideoWriter
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.outputs import check_apart, check_writable, complete_or_nothing, writing
 from temporal_vae.streams import stream
-from temporal_vae.video.coder import Coder
+from temporal_vae.video.coder import CLIP_FRAMES, Coder
 from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.latents import (
     LatentInfo,
@@ -40,8 +41,6 @@ from temporal_vae.video.latents import (
 from temporal_vae.video.report import Report, peak_memory, report_path
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.work import Progress
-
-CLIP_FRAMES = 25  # the clip length Stable Video Diffusion was tuned for
 
 
 class Selection(TypedDict, total=False):
@@ -87,7 +86,7 @@ def encode_video(
     source: str | Path,
     target: str | Path,
     *,
-    vae: AutoencoderKLTemporalDecoder | None = None,
+    vae: Autoencoder | None = None,
     memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
     **selection: Unpack[Selection],
@@ -140,7 +139,7 @@ def decode_video(
     source: str | Path,
     target: str | Path,
     *,
-    vae: AutoencoderKLTemporalDecoder | None = None,
+    vae: Autoencoder | None = None,
     clip_frames: int | None = CLIP_FRAMES,
     overlap: int = 0,
     sample_seed: int | None = None,
@@ -155,7 +154,8 @@ def decode_video(
         source: a latent file.
         target: the video, or a folder for PNG images.
         vae: the model that encoded; the embedded one by default.
-        clip_frames: frames that are decoded as one clip; `None` for the whole video. It changes the pixels.
+        clip_frames: frames that are decoded as one clip; `None` for the whole video. It changes the pixels. Of no
+            meaning where the model is an image autoencoder, which decodes each frame by itself.
         overlap: frames that neighbouring clips share and cross-fade over.
         sample_seed: decode a sample of the posterior, drawn with this seed, rather than its mean.
         audio_from: a video whose sound is written too.
@@ -168,6 +168,7 @@ def decode_video(
         The metadata of the latents.
 
     Raises:
+        InputError: an overlap of clips for an image autoencoder.
         LatentFileError: a source that is damaged or was made by another model.
         MediaError: a target that cannot be written.
         MemoryLimitError: a limit that is too small; nothing is written then.
@@ -178,6 +179,7 @@ def decode_video(
         check_apart([target], [source])
         info = reader.info
         coder = Coder(vae, info.height, info.width, memory_limit=memory_limit, progress=progress)
+        clip_frames = coder.clip_frames(clip_frames, overlap)
         cut = clip_starts(len(reader), clip_frames, overlap)
         coder.work.expect(sum(coder.decode_work(stop - start) for start, stop in cut))
 
@@ -207,7 +209,7 @@ def reconstruct_video(
     source: str | Path,
     target: str | Path,
     *,
-    vae: AutoencoderKLTemporalDecoder | None = None,
+    vae: Autoencoder | None = None,
     clip_frames: int | None = CLIP_FRAMES,
     overlap: int = 0,
     compare: bool = False,
@@ -224,7 +226,8 @@ def reconstruct_video(
         source: a video, an image, a folder or a glob of images.
         target: the video, or a folder for PNG images. `TARGET.metrics.json` is written beside it.
         vae: the model; the embedded one by default.
-        clip_frames: frames that are decoded as one clip; `None` for the whole video. It changes the pixels.
+        clip_frames: frames that are decoded as one clip; `None` for the whole video. It changes the pixels. Of no
+            meaning where the model is an image autoencoder, which decodes each frame by itself.
         overlap: frames that neighbouring clips share and cross-fade over.
         compare: write a side-by-side video and a contact sheet too.
         codec: how the video is written, see `Output`.
@@ -239,6 +242,7 @@ def reconstruct_video(
         Quality, time and memory.
 
     Raises:
+        InputError: an overlap of clips for an image autoencoder.
         MediaError: a source that cannot be read or a target that cannot be written.
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
@@ -253,6 +257,7 @@ def reconstruct_video(
         reader = stack.enter_context(VideoReader(source, **selection))
         check_apart([target, *beside], reader.files)
         coder = Coder(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
+        clip_frames = coder.clip_frames(clip_frames, overlap)
         if reader.expected_frames is not None:
             coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
         report_file = stack.enter_context(complete_or_nothing(beside[0]))
@@ -296,7 +301,7 @@ def reconstruct_video(
             device=str(vae.device),
             width=reader.width,
             height=reader.height,
-            clip_frames=clip_frames,
+            clip_frames=clip_frames if vae.network.temporal else 1,
             overlap=overlap,
             quality=quality,
             model_seconds=model_clock.seconds,
@@ -313,7 +318,7 @@ def _reconstruction_work(coder: Coder, frames: int, clip_frames: int | None, ove
     return coder.encode_work(sum(lengths)) + sum(map(coder.decode_work, lengths))
 
 
-def _describe(reader: VideoReader, selection: Selection, vae: AutoencoderKLTemporalDecoder) -> LatentInfo:
+def _describe(reader: VideoReader, selection: Selection, vae: Autoencoder) -> LatentInfo:
     source, factor = Path(reader.info.path), vae.spatial_factor
     return LatentInfo(
         model=ModelIdentity.of(vae),

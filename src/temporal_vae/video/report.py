@@ -23,7 +23,7 @@ class Report:
         model: name of the model.
         dtype, device: what was computed in, and where.
         width, height: size of the frames in pixels.
-        clip_frames: frames decoded as one clip; `None` for all.
+        clip_frames: frames decoded as one clip; `None` for all. 1 where each frame is decoded by itself.
         overlap: frames that neighbouring clips share.
         quality: PSNR, SSIM and flicker of every frame.
         model_seconds: time spent in encode and decode.
@@ -67,7 +67,9 @@ class Report:
         summary = self.quality.summary()
         worst = self.quality.psnr.index(summary["psnr_worst"])
         memory = "unknown" if self.peak_memory is None else f"{self.peak_memory / 2**20:,.0f} MiB"
+        alone = ["clips    each frame by itself"] if self.clip_frames == 1 and summary["frames"] > 1 else []
         return [
+            *alone,
             f"PSNR     {summary['psnr']:.2f} dB mean, {summary['psnr_worst']:.2f} worst (frame {worst})",
             f"SSIM     {summary['ssim']:.4f} mean",
             f"flicker  {summary['flicker']:.2f} levels of 255",
