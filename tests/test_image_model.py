@@ -60,6 +60,17 @@ def test_is_the_diffusers_type_and_nothing_of_its_network(kind):
         assert getattr(ours, name) == getattr(theirs, name)
 
 
+@both_classes
+def test_put_in_place_of_the_diffusers_class(kind, monkeypatch):
+    """As people do for pipelines that build their own."""
+    cls = getattr(temporal_vae, kind[0])
+    monkeypatch.setattr(diffusers, kind[0], cls)
+    model = cls(**config(**kind[1]))
+    assert {
+        type(part).__name__ for part in model.modules() if type(part).__module__.startswith("diffusers")
+    } == {"Attention"}
+
+
 @torch.no_grad()
 def test_outputs(ours):
     pictures, z = noise(2, 3, 24, 16), noise(2, 4, 6, 4)

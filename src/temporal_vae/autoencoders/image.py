@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterable
 from math import prod
 from typing import Any
 
-import diffusers
 import torch
+from diffusers import AutoencoderKL as PublishedKL
+from diffusers import AutoencoderKLFlux2 as PublishedFlux2
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -123,7 +124,7 @@ class ImageAutoencoder(Autoencoder):
         return self._plan("decode", memory_limit, num_frames=num_frames, height=height, width=width)
 
 
-class AutoencoderKL(ImageAutoencoder, diffusers.AutoencoderKL):  # type: ignore[misc]
+class AutoencoderKL(ImageAutoencoder, PublishedKL):  # type: ignore[misc]
     """The image autoencoder of Stable Diffusion 1.x, 2.x, XL and 3, and of FLUX.
 
     It derives from the diffusers class so that pipelines and tools that ask for that type accept it; the network and
@@ -157,7 +158,7 @@ class AutoencoderKL(ImageAutoencoder, diffusers.AutoencoderKL):  # type: ignore[
         ConfigError: a value from which no network can be built.
     """
 
-    _published = diffusers.AutoencoderKL
+    _published = PublishedKL
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -194,12 +195,12 @@ class AutoencoderKL(ImageAutoencoder, diffusers.AutoencoderKL):  # type: ignore[
             norm_num_groups=norm_num_groups,
             sample_size=sample_size,
         )
-        super(diffusers.AutoencoderKL, self).__init__()  # the parent itself would build its own network
+        super(PublishedKL, self).__init__()  # the parent itself would build its own network
         self._build(use_quant_conv=use_quant_conv, use_post_quant_conv=use_post_quant_conv)
         self._begin(sample_size)
 
 
-class AutoencoderKLFlux2(ImageAutoencoder, diffusers.AutoencoderKLFlux2):  # type: ignore[misc]
+class AutoencoderKLFlux2(ImageAutoencoder, PublishedFlux2):  # type: ignore[misc]
     """The image autoencoder of FLUX.2, as `AutoencoderKL` is that of the models before it.
 
     Pipelines normalise patches of its latents by the running mean and variance in `bn`, which this class only carries.
@@ -227,7 +228,7 @@ class AutoencoderKLFlux2(ImageAutoencoder, diffusers.AutoencoderKLFlux2):  # typ
         ConfigError: a value from which no network can be built.
     """
 
-    _published = diffusers.AutoencoderKLFlux2
+    _published = PublishedFlux2
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -263,7 +264,7 @@ class AutoencoderKLFlux2(ImageAutoencoder, diffusers.AutoencoderKLFlux2):  # typ
             norm_num_groups=norm_num_groups,
             sample_size=sample_size,
         )
-        super(diffusers.AutoencoderKLFlux2, self).__init__()
+        super(PublishedFlux2, self).__init__()
         self._build(use_quant_conv=use_quant_conv, use_post_quant_conv=use_post_quant_conv)
         channels = prod(patch_size) * latent_channels
         self.bn = nn.BatchNorm2d(channels, eps=batch_norm_eps, momentum=batch_norm_momentum, affine=False)
