@@ -247,7 +247,7 @@ def test_sources_that_are_no_image_autoencoder(image, tmp_path):
     save_file(original(temporal_model(), "encoder.", "decoder."), files["video"])
     save_file(original(image, "decoder.", temporal=False), files["decoder"])
     files["damaged"].write_bytes(files["decoder"].read_bytes()[:-9])
-    said = {"video": "temporal layers already", "decoder": "no encoder", "damaged": "damaged"}
+    said = {"video": "temporal layers", "decoder": "no encoder", "damaged": "damaged"}
     for name, words in said.items():
         refused(CheckpointError, lambda name=name: inflate(files[name]), files[name], words)
     pickled = tmp_path / "sd.ckpt"

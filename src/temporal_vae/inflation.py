@@ -20,22 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL as PublishedKL
 from diffusers.utils import logging
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from temporal_vae.autoencoders.image import AutoencoderKL
 from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
-from temporal_vae.checkpoints.convert import SCALING_FACTOR, check_layers, identity
+from temporal_vae.checkpoints.convert import check_layers, identity, lacks_encoder
 from temporal_vae.checkpoints.loading import (
     check_finite,
     list_faults,
-    load_strictly,
     read_object,
     stored_dtype,
 )
 from temporal_vae.checkpoints.names import POST_QUANT_CONV, QUANT_CONV, is_temporal, network_name
-from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
+from temporal_vae.checkpoints.single_file import common_dtype
 from temporal_vae.errors import CheckpointError, InputError
 from temporal_vae.model.blocks import GROUPS
 from temporal_vae.model.checks import DOWN_BLOCK
@@ -93,7 +93,7 @@ class _Image:
 
 @torch.no_grad()
 def inflate(
-    source: AutoencoderKL | str | Path,
+    source: PublishedKL | str | Path,
     *,
     subfolder: str | None = None,
     variant: str | None = None,
@@ -106,14 +106,14 @@ def inflate(
     """Make a temporal autoencoder of an image autoencoder, ready to be trained.
 
     Args:
-        source: a `diffusers.AutoencoderKL`, its folder or hub id, or an original (LDM, sgm) safetensors file.
+        source: an `AutoencoderKL`, of diffusers or ours, its folder or hub id, or an original (LDM, sgm) file.
         subfolder: folder of the autoencoder inside `source`.
         variant: of the files of the folder, such as `fp16`.
         seed: of the random temporal convolutions.
         shift_latents: move the latents, so that frames equal those of the image decoder at their border, too. Latents
             of the image model then need `latent_shift` added before they are decoded here.
-        scaling_factor: what latents are multiplied with for a diffusion model. A single file does not tell it, and
-            0.18215 is assumed.
+        scaling_factor: what latents are multiplied with for a diffusion model. An autoencoder alone in a file does not
+            tell it; see `AutoencoderKL.from_single_file`.
         ema: of an original file, take the moving averages of its trainer (`model_ema.*`).
         allow_nonfinite: take weights that are NaN or infinite, too.
 
@@ -121,7 +121,7 @@ def inflate(
         CheckpointError: weights that cannot be loaded.
         InputError: a network that the temporal autoencoder has no place for, or latents that cannot be shifted.
     """
-    image = _read(source, subfolder, variant, ema)
+    image = _read(source, subfolder, variant, ema, scaling_factor)
     if not allow_nonfinite:
         check_finite(image.name, image.state | (image.post or {}))
     config = _configuration(image)
@@ -139,16 +139,27 @@ def inflate(
 
 
 def _read(
-    source: AutoencoderKL | str | Path, subfolder: str | None, variant: str | None, ema: bool
+    source: PublishedKL | str | Path,
+    subfolder: str | None,
+    variant: str | None,
+    ema: bool,
+    scaling_factor: float | None,
 ) -> _Image:
-    if isinstance(source, AutoencoderKL):
+    if isinstance(source, PublishedKL):
         return _from_module(source, type(source).__name__)
     if not isinstance(source, (str, Path)):
         raise InputError(
             f"inflate: a {type(source).__name__} is no AutoencoderKL; pass one, its folder or a safetensors file"
         )
     if Path(source).is_file():
-        return _from_file(Path(source), ema)
+        known = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
+        # Values that are not finite are looked for below, in all sources.
+        model = AutoencoderKL.from_single_file(source, ema=ema, allow_nonfinite=True, **known)
+        if lacks_encoder(model):
+            raise CheckpointError(
+                f"{source}: there is no encoder in it; pass a file with encoder and decoder"
+            )
+        return _from_module(model, str(source))
     if ema:
         raise InputError(f"{source}: ema is for an original file, which may hold averages; leave it out")
     folder = Path(source) / (subfolder or "")
@@ -158,37 +169,13 @@ def _read(
             raise CheckpointError(
                 f"{folder}: holds a model of class {kind}; only AutoencoderKL can be inflated"
             )
-    options = {"subfolder": subfolder, "variant": variant, "torch_dtype": stored_dtype(folder, variant)}
-    module, _ = load_strictly(AutoencoderKL.from_pretrained, source, options)
-    return _from_module(module, str(source))
+    dtype = stored_dtype(folder, variant)
+    model = AutoencoderKL.from_pretrained(source, subfolder=subfolder, variant=variant, torch_dtype=dtype)
+    return _from_module(model, str(source))
 
 
-def _from_module(module: AutoencoderKL, name: str) -> _Image:
+def _from_module(module: PublishedKL, name: str) -> _Image:
     return _image(name, module.config, {network_name(key): t for key, t in module.state_dict().items()})
-
-
-def _from_file(path: Path, ema: bool) -> _Image:
-    file = SingleFile(path, ema=ema, allow_nonfinite=True)  # looked at below, with all other sources
-    if file.temporal:
-        raise CheckpointError(f"{path}: has temporal layers already; load it with from_single_file")
-    if file.encoder_home is None:
-        raise CheckpointError(f"{path}: there is no encoder in it; pass a file with encoder and decoder")
-    config = {"scaling_factor": SCALING_FACTOR, **file.config()}
-    check_layers(path, config["layers_per_block"])
-    with torch.device("meta"):
-        like = AutoencoderKLTemporalDecoder(**config).state_dict()
-        matrix = torch.empty(2 * (config["latent_channels"],) + (1, 1))
-    like |= dict(zip(POST_QUANT_CONV, (matrix, matrix[0, :, 0, 0]), strict=True))
-    pairs = (QUANT_CONV, POST_QUANT_CONV)
-    convs = {name for pair in pairs if not any(map(file.has, pair)) for name in pair}
-    wanted = {name: like[name] for name in like if not is_temporal(name) and not _rests(name)}
-    state = file.read({name: tensor for name, tensor in wanted.items() if name not in convs})
-    if file.left_out:
-        logger.warning("%s: %s", path, file.left_out)
-    beside = path.with_name("config.json")
-    if file.layout == "diffusers" and beside.is_file():
-        config |= read_object(beside)
-    return _image(str(path), config, state)
 
 
 def _image(name: str, config: Mapping[str, Any], state: dict[str, Tensor]) -> _Image:

@@ -35,6 +35,8 @@ class Autoencoder(FusableProjections):
     """An autoencoder that takes the place of one of diffusers."""
 
     _supports_gradient_checkpointing = True
+    clips: ClassVar[bool] = False
+    """Whether latents are decoded as clips, rather than each picture by itself."""
     _published: ClassVar[type[nn.Module]]
     encoder: Any
     decoder: Any
@@ -237,22 +239,23 @@ class Autoencoder(FusableProjections):
         """Load a model from one safetensors file, strictly.
 
         Args:
-            path: a whole original checkpoint (`svd_xt.safetensors`), an autoencoder alone under original names, or one
-                under the names of this class.
+            path: a whole original checkpoint (`svd_xt.safetensors`, `sd_xl_base_1.0.safetensors`), an autoencoder
+                alone under original names (`ae.safetensors`), or one under the names of this class.
             config: folder, hub id or values that go before what the shapes of the tensors tell.
             subfolder: where in `config` the folder of the autoencoder is.
             torch_dtype: to load in; by default that of the file.
-            encoder: of an original checkpoint that holds two: `conditioner` (the default, and the one in the folders
-                that diffusers publishes) or `first_stage`.
+            encoder: of an original video checkpoint that holds two: `conditioner` (the default, and the one in the
+                folders that diffusers publishes) or `first_stage`.
             ema: take the moving averages that the original trainer keeps (`model_ema.*`), where there are any.
             allow_nonfinite: load weights that are NaN or infinite, too.
-            **options: values of the configuration, such as `scaling_factor`, which no file tells (0.18215).
+            **options: values of the configuration, such as `scaling_factor`, which no file tells: that of the model
+                whose checkpoint this is, or of SD or FLUX for an image autoencoder alone, which is said.
 
         Returns:
             The model in eval mode. Without encoder in the file it decodes, and `encode` raises `CheckpointError`.
 
         Raises:
-            CheckpointError: a file that is missing, damaged, a pickle, of an image autoencoder, or does not fit.
+            CheckpointError: a file that is missing, damaged, a pickle, of another class, or does not fit.
             ConfigError: a configuration that cannot be built.
         """
         file = SingleFile(path, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)

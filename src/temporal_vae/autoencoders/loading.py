@@ -1,4 +1,4 @@
-"""Any autoencoder of this package from a folder or hub id: the configuration names its class."""
+"""Any autoencoder of this package, of whichever class: a configuration names it, and a file tells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.autoencoders.image import AutoencoderKL, AutoencoderKLFlux2
 from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+from temporal_vae.checkpoints.single_file import SingleFile
 from temporal_vae.errors import CheckpointError
 
 CLASSES: dict[str, type[Autoencoder]] = {
@@ -16,11 +17,22 @@ CLASSES: dict[str, type[Autoencoder]] = {
 
 
 def load_pretrained(source: str | Path, *, subfolder: str | None = None, **options: Any) -> Autoencoder:
-    """Load a model of whichever class its `config.json` names, as `from_pretrained` of that class does.
+    """Load a model from a folder, a hub id or a safetensors file, as its class does.
+
+    Args:
+        source: as `from_pretrained` or `from_single_file` take it.
+        subfolder: of a folder or hub id.
+        **options: of either, such as `torch_dtype`.
 
     Raises:
-        CheckpointError: a class that this package does not have, and whatever `from_pretrained` refuses.
+        CheckpointError: a class that this package does not have, and whatever its loading refuses.
     """
+    if Path(source).suffix == ".safetensors":
+        file = SingleFile(source)
+        kind = CLASSES["AutoencoderKLFlux2" if file.normalised else "AutoencoderKL"]
+        return (CLASSES["AutoencoderKLTemporalDecoder"] if file.temporal else kind).from_single_file(
+            source, **options
+        )
     try:
         name = AutoencoderKLTemporalDecoder.load_config(source, subfolder=subfolder).get("_class_name")
     except (OSError, ValueError, AttributeError):

@@ -47,6 +47,7 @@ class AutoencoderKLTemporalDecoder(Autoencoder, Published):  # type: ignore[misc
         ConfigError: a value from which no network can be built.
     """
 
+    clips = True
     _published = Published
     encoder: Encoder
     decoder: TemporalDecoder

@@ -1,4 +1,4 @@
-"""Between original (sgm) checkpoints and this package's models, both ways, without changing a bit.
+"""Between original (LDM, sgm) checkpoints and this package's models, both ways, without changing a bit.
 
 An original first stage has no `quant_conv`: a model read from one gets the identity, and one with the identity is
 written without it. The conditioner of an original checkpoint keeps an encoder with `quant_conv`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -22,6 +22,7 @@ from temporal_vae.checkpoints.single_file import SingleFile, common_dtype
 from temporal_vae.errors import CheckpointError, ConfigError, InputError, first_names, one_line
 
 if TYPE_CHECKING:
+    from temporal_vae.autoencoders.base import Autoencoder
     from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 FIRST_STAGE = "first_stage_model."
@@ -33,17 +34,19 @@ SCALING_FACTOR = 0.18215
 
 _SAMPLE_SIZE = 768  # as the published configuration has it
 
+Model = TypeVar("Model", bound="Autoencoder")
+
 logger = logging.get_logger(__name__)
 
 
 def load(
-    model_class: type[AutoencoderKLTemporalDecoder],
+    model_class: type[Model],
     file: SingleFile,
     *,
     config: str | Path | Mapping[str, Any] | None = None,
     subfolder: str | None = None,
     options: Mapping[str, Any] | None = None,
-) -> AutoencoderKLTemporalDecoder:
+) -> Model:
     """Read a model from one safetensors file, with the types that its tensors have there; see `from_single_file`.
 
     Args:
@@ -53,28 +56,77 @@ def load(
         subfolder: where in `config` the folder of the autoencoder is.
         options: values of the configuration that go before all others.
     """
-    if not file.temporal:
-        raise CheckpointError(
-            f"{file.path}: is an image autoencoder, without temporal layers; "
-            "`temporal-vae inflate` makes a temporal one of it"
-        )
-    found = {"scaling_factor": SCALING_FACTOR, "sample_size": _SAMPLE_SIZE, **file.config()}
-    if file.layout == "sgm":
-        check_layers(file.path, found["layers_per_block"])
     beside = file.path.with_name("config.json")
     if config is None and file.layout == "diffusers" and beside.is_file():
         config = read_object(beside)
-    given = _configuration(model_class, config, subfolder)
+    given = {**_configuration(model_class, config, subfolder), **(options or {})}
+    found = (_video_configuration if model_class.clips else _image_configuration)(model_class, file, given)
     if strange := unknown_keys(model_class, options or {}):
         raise ConfigError(
             f"configuration: unknown keys {', '.join(strange)}; pass what the class's constructor takes"
         )
     with torch.device("meta"):
-        model = model_class.from_config({**found, **given, **(options or {})})
+        model = model_class.from_config({**found, **given})
     model.load_state_dict(_state(file, model), assign=True)
     guard_encoder(model)
-    read: AutoencoderKLTemporalDecoder = model.eval()
+    read: Model = model.eval()
     return read
+
+
+def _video_configuration(
+    model_class: type[Autoencoder], file: SingleFile, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a file tells of a video autoencoder."""
+    if not file.temporal:
+        raise CheckpointError(
+            f"{file.path}: is an image autoencoder, without temporal layers; "
+            "`temporal-vae inflate` makes a temporal one of it, and AutoencoderKL loads it"
+        )
+    found = {"scaling_factor": SCALING_FACTOR, "sample_size": _SAMPLE_SIZE, **file.config()}
+    if file.layout == "sgm":
+        check_layers(file.path, found["layers_per_block"])
+    return found
+
+
+def _image_configuration(
+    model_class: type[Autoencoder], file: SingleFile, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a file tells of an image autoencoder, and what is known of the published models."""
+    if file.temporal:
+        raise CheckpointError(f"{file.path}: has temporal layers; load it with AutoencoderKLTemporalDecoder")
+    name = "AutoencoderKLFlux2" if file.normalised else "AutoencoderKL"
+    if model_class.__name__ != name:
+        raise CheckpointError(
+            f"{file.path}: {'has' if file.normalised else 'lacks'} the running mean and variance of FLUX.2 (bn); "
+            f"load it with {name}"
+        )
+    found = file.image_config()
+    if file.normalised:
+        return found
+    kind = next((kind for kind, (marks, _) in _KINDS.items() if file.is_of(*marks)), None)
+    if kind is None:
+        kind = _BARE.get(found["latent_channels"], _BARE[4])
+        if "scaling_factor" not in given:
+            logger.warning(
+                "%s: does not tell its scaling_factor; that of %s is taken, pass another (of SDXL 0.13025, of SD 3 "
+                "1.5305 with shift_factor 0.0609)",
+                file.path,
+                kind,
+            )
+    if kind == "Playground 2.5":
+        found |= {"latents_mean": file.values("edm_mean"), "latents_std": file.values("edm_std")}
+    return _KINDS[kind][1] | found
+
+
+_KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "Playground 2.5": (("edm_mean",), {"scaling_factor": 0.5, "sample_size": 1024}),
+    "SDXL": (("conditioner.embedders.",), {"scaling_factor": 0.13025, "sample_size": 1024}),
+    "SD 3": (("joint_blocks.",), {"scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024}),
+    "FLUX": (("double_blocks.",), {"scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 1024}),
+    "SD 1 and 2": (("cond_stage_model.",), {"scaling_factor": SCALING_FACTOR, "sample_size": 512}),
+}
+"""By what else lies in whole checkpoints, and what the published configurations say."""
+_BARE = {4: "SD 1 and 2", 16: "FLUX"}  # by channels of the latents
 
 
 def save_single_file(model: AutoencoderKLTemporalDecoder, path: str | Path, *, bare: bool = False) -> None:
@@ -178,7 +230,7 @@ class _Guard:
 
 
 def _configuration(
-    model_class: type[AutoencoderKLTemporalDecoder],
+    model_class: type[Autoencoder],
     config: str | Path | Mapping[str, Any] | None,
     subfolder: str | None,
 ) -> dict[str, Any]:
@@ -220,16 +272,18 @@ def _state(file: SingleFile, model: nn.Module) -> dict[str, Tensor]:
         for name in list(wanted)
         if (name in QUANT_CONV and not own_quant_conv) or (name.startswith("encoder.") and without_encoder)
     }
+    counts = [name for name in wanted if name.endswith("num_batches_tracked") and not file.has(name)]
+    zeros = {name: torch.zeros_like(wanted.pop(name), device="cpu") for name in counts}
     state = file.read(wanted)
     if file.left_out:
         logger.warning("%s: %s", file.path, file.left_out)
-    dtype = common_dtype(state.values())
+    dtype = common_dtype(tensor for tensor in state.values() if tensor.is_floating_point())
     if without_encoder:
         logger.warning("%s: there is no encoder in it; the model decodes, and encode refuses", file.path)
     state |= {name: torch.full(like.shape, torch.nan, dtype=dtype) for name, like in made.items()}
-    if not own_quant_conv:
+    if not own_quant_conv and QUANT_CONV[1] in made:
         state |= identity(len(made[QUANT_CONV[1]]), dtype)
-    return state
+    return state | zeros
 
 
 def _fold_after(tensors: Mapping[str, Tensor], conv: str, last: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """Types that tensors may have to be read, by the names of the format."""
 
 
+_COUNTS = {"I64": torch.int64}  # such as the batches that a norm has seen
+
+
 class LazyTensors:
     """The tensors of a file.
 
@@ -46,10 +49,15 @@ class LazyTensors:
         """Whether a tensor is of a type that can be read."""
         return self._header[name]["dtype"] in DTYPES
 
+    def is_count(self, name: str) -> bool:
+        """Whether a tensor is of whole numbers that can be read."""
+        return self._header[name]["dtype"] in _COUNTS
+
     def read(self, name: str) -> Tensor:
         """Read a tensor."""
         begin, end = self._header[name]["data_offsets"]
         with self._path.open("rb") as file:
             file.seek(self._start + begin)
             data = bytearray(file.read(end - begin))
-        return torch.frombuffer(data, dtype=DTYPES[self._header[name]["dtype"]]).reshape(self.shape(name))
+        dtype = (DTYPES | _COUNTS)[self._header[name]["dtype"]]
+        return torch.frombuffer(data, dtype=dtype).reshape(self.shape(name))

@@ -22,6 +22,7 @@ _WORDS = (
     (".downsamplers.0.", ".downsample."),
     (".upsamplers.0.", ".upsample."),
     (".mid_block.attentions.0.", ".mid.attn_1."),
+    (".attentions.", ".attn."),
     (".group_norm.", ".norm."),
     (".to_q.", ".q."),
     (".to_k.", ".k."),

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from temporal_vae.checkpoints.lazy import LazyTensors
 from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, check_finite, list_faults
-from temporal_vae.checkpoints.names import image_name, old_name, sgm_name
+from temporal_vae.checkpoints.names import POST_QUANT_CONV, QUANT_CONV, image_name, old_name, sgm_name
 from temporal_vae.errors import CheckpointError, first_names
-from temporal_vae.model.checks import DOWN_BLOCK
+from temporal_vae.model.checks import DOWN_BLOCK, IMAGE_BLOCKS
 
 EncoderHome = Literal["conditioner", "first_stage"]
 
@@ -37,6 +37,10 @@ _BLOCKS = {
     "diffusers": re.compile(
         r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.(?:spatial_res_block\.)?conv1\.weight"
     ),
+}
+_ENCODER_BLOCKS = {
+    "sgm": re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight"),
+    "diffusers": re.compile(r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight"),
 }
 _TEMPORAL = re.compile(r"decoder\..*(time_stack|time_mix_conv|temporal_res_block|time_conv_out)")
 
@@ -58,6 +62,7 @@ class SingleFile:
         layout: whose names the tensors have, `sgm` or `diffusers`.
         decoder_home, encoder_home: prefix of the names of either part; no encoder is None.
         temporal: whether the decoder has temporal layers.
+        normalised: whether there are the running mean and variance by which pipelines of FLUX.2 normalise latents.
         ignored: how many tensors of the file `read` left there.
         left_out: those beside the autoencoder's own of which a user is told, in a few words; empty if there are none.
 
@@ -91,7 +96,10 @@ class SingleFile:
         old = f"{homes[0]}decoder.up.0.block.0.conv1.weight" in self._names
         self.layout: Literal["sgm", "diffusers"] = "sgm" if old else "diffusers"
         self.temporal = any(_TEMPORAL.match(name) for name in bare)
-        self._widths, self._layers = self._find_levels(bare)
+        self.normalised = any(name.endswith("bn.running_mean") for name in bare)
+        self._widths, self._layers = self._find_levels(bare, _BLOCKS[self.layout])
+        if self.layout == "diffusers":
+            self._widths = self._widths[::-1]
         self.ignored, self.left_out = 0, ""
         self._averages = {name for name in self._names if name.startswith(f"{self.decoder_home}{_AVERAGES}")}
         self._ema = ema
@@ -116,6 +124,41 @@ class SingleFile:
             "layers_per_block": self._layers,
             "latent_channels": self._shape("decoder.conv_in.weight")[1],
         }
+
+    def image_config(self) -> dict[str, Any]:
+        """What shapes tell of the network of an image autoencoder, as keyword arguments of the model."""
+        found, levels = self.config(), range(len(self._widths))
+        if self.encoder_home is not None:
+            bare = [n.removeprefix(self.encoder_home) for n in self._names if n.startswith(self.encoder_home)]
+            widths, _ = self._find_levels(bare, _ENCODER_BLOCKS[self.layout])
+            if widths != self._widths:
+                found |= {
+                    "block_out_channels": tuple(widths),
+                    "decoder_block_out_channels": tuple(self._widths),
+                }
+        kinds = {
+            "down_block_types": [f"encoder.down_blocks.{level}" for level in levels],
+            "up_block_types": [f"decoder.up_blocks.{level}" for level in levels],
+        }
+        for key, blocks in kinds.items():
+            plain, attending = IMAGE_BLOCKS[key]
+            found[key] = tuple(
+                attending if self.has(f"{block}.attentions.0.to_q.weight") else plain for block in blocks
+            )
+        return found | {
+            "use_quant_conv": self.has(QUANT_CONV[0]),
+            "use_post_quant_conv": self.has(POST_QUANT_CONV[0]),
+            "mid_block_add_attention": self.has("decoder.mid_block.attentions.0.to_q.weight"),
+        }
+
+    def is_of(self, *marks: str) -> bool:
+        """Whether any tensor of the file, of what else a whole checkpoint holds, has one of these in its name."""
+        return any(mark in name for name in self._names for mark in marks)
+
+    def values(self, name: str) -> list[float]:
+        """Numbers that lie beside the autoencoder."""
+        numbers: list[float] = self._tensors.read(name).flatten().tolist()
+        return numbers
 
     def read(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Read the tensors of a network, under its own names.
@@ -144,7 +187,7 @@ class SingleFile:
                     if name in shapes and shapes[name] not in _fitting(like)
                 ],
             ),
-            ("no floats", [key for key in found.values() if not self._tensors.is_float(key)]),
+            ("no floats", [key for name, key in found.items() if not self._holds(key, wanted[name])]),
         )
         if faults:
             raise CheckpointError(
@@ -155,6 +198,11 @@ class SingleFile:
         if not self._allow_nonfinite:
             check_finite(self.path, tensors)
         return {name: tensors[key].reshape(wanted[name].shape) for name, key in keys.items()}
+
+    def _holds(self, key: str, like: Tensor) -> bool:
+        """Whether a tensor is of a type that can be read for one of the network."""
+        tensors = self._tensors
+        return tensors.is_float(key) if like.is_floating_point() else tensors.is_count(key)
 
     def _averaged(self, key: str) -> str:
         """The name of a tensor's average where that is asked for and there, else its own."""
@@ -190,22 +238,20 @@ class SingleFile:
             )
         return homes[asked] if asked else homes["conditioner"] or homes["first_stage"]
 
-    def _find_levels(self, names: Iterable[str]) -> tuple[list[int], int]:
-        """Width of each level from the full picture on, and residual blocks of the encoder's levels."""
+    def _find_levels(self, names: Iterable[str], blocks_of: re.Pattern[str]) -> tuple[list[int], int]:
+        """Width of each level in the order of their names, and how many residual blocks come after the first."""
         blocks = {
-            (int(match[1]), int(match[2])): name
-            for name in names
-            if (match := _BLOCKS[self.layout].fullmatch(name))
+            (int(match[1]), int(match[2])): name for name in names if (match := blocks_of.fullmatch(name))
         }
         levels = 1 + max((level for level, _ in blocks), default=-1)
         absent = [str(level) for level in range(levels) if (level, 0) not in blocks]
         if not levels or absent:
             raise CheckpointError(
-                f"{self.path}: its decoder lacks {'level ' + first_names(absent) if absent else 'all levels'}; {AGAIN}"
+                f"{self.path}: its {'encoder' if blocks_of in _ENCODER_BLOCKS.values() else 'decoder'} lacks "
+                f"{'level ' + first_names(absent) if absent else 'all levels'}; {AGAIN}"
             )
         widths = [self._shape(blocks[level, 0])[0] for level in range(levels)]
-        layers = max(block for _, block in blocks)
-        return (widths if self.layout == "sgm" else widths[::-1]), layers
+        return widths, max(block for _, block in blocks)
 
     def _shape(self, name: str) -> list[int]:
         home = self.encoder_home if name.startswith("encoder.") else self.decoder_home
@@ -216,6 +262,9 @@ class SingleFile:
     def _key(self, name: str) -> str:
         """Name in the file of the network's tensor `name`."""
         home = self.encoder_home if name.startswith(_ENCODER) else self.decoder_home
+        if name in (*QUANT_CONV, *POST_QUANT_CONV):  # those of FLUX.2 lie within the parts
+            inside = f"{home}{'encoder' if name in QUANT_CONV else 'decoder'}.{name}"
+            return inside if inside in self._names else f"{home}{name}"
         if self.layout == "sgm":
             return f"{home}{sgm_name(name, len(self._widths))}"
         name = name if self.temporal else image_name(name)

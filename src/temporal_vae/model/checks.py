@@ -13,6 +13,11 @@ from temporal_vae.model.blocks import GROUPS
 
 DOWN_BLOCK, UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 """Types of the levels of encoders, and of the decoders of images."""
+IMAGE_BLOCKS = {
+    "down_block_types": (DOWN_BLOCK, "AttnDownEncoderBlock2D"),
+    "up_block_types": (UP_BLOCK, "AttnUpDecoderBlock2D"),
+}
+"""Those of image autoencoders, without and with attentions."""
 
 _AXES = "(frames, channels, height, width)"
 
@@ -47,10 +52,12 @@ def check_image_config(
     """As `check_config`, for an image autoencoder."""
     _check_counts(norm_num_groups=norm_num_groups, **counts)
     decoder_widths = decoder_block_out_channels or block_out_channels
-    _check_levels(
-        "down_block_types", down_block_types, block_out_channels, DOWN_BLOCK, "AttnDownEncoderBlock2D"
+    levels = (
+        ("down_block_types", down_block_types, block_out_channels),
+        ("up_block_types", up_block_types, decoder_widths),
     )
-    _check_levels("up_block_types", up_block_types, decoder_widths, UP_BLOCK, "AttnUpDecoderBlock2D")
+    for name, kinds, widths in levels:
+        _check_levels(name, kinds, widths, *IMAGE_BLOCKS[name])
     if len(decoder_widths) != len(block_out_channels):
         raise ConfigError(
             f"configuration: decoder_block_out_channels has {len(decoder_widths)} entries and block_out_channels "
