@@ -200,7 +200,7 @@ def test_what_is_no_file(tmp_path):
         (("{in}", "model", "--bare"), 2, "--bare is for an OUT"),
         (("image", "model", "--encoder", "first_stage"), 2, "--encoder is for an IN"),
         (("image", "model", "--ema"), 2, "--ema is for an IN"),
-        (("image", "model"), 1, "image: is an image autoencoder; `temporal-vae inflate`"),
+        (("image", "model"), 1, "image: holds no diffusion_pytorch_model.safetensors"),
         (("absent.safetensors", "model"), 1, "absent.safetensors: no such file"),
         (("svd.ckpt", "model"), 1, "svd.ckpt: is a pickle file"),
         (("{in}", "model", "--dtype", "int8"), 2, "'int8' is not one of"),

@@ -3,14 +3,16 @@
 import diffusers
 import pytest
 import torch
+from command_line import run
 from images import config, pair
 from oracle import assert_close, noise, randomise
 from originals import FIRST, OPTIONS, changed, image_model, original, original_names, temporal_model
 from refusals import refused
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from temporal_vae import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLTemporalDecoder, inflate
 from temporal_vae.autoencoders.loading import load_pretrained
+from temporal_vae.checkpoints import save_single_file
 from temporal_vae.errors import CheckpointError
 
 PLAIN = {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels": 16}
@@ -180,6 +182,25 @@ def test_files_of_another_kind(tmp_path):
         "missing",
         "decoder.mid.block_1.conv1.bias",
     )
+
+
+@pytest.mark.parametrize("options", [{}, PLAIN, {"layers_per_block": 1}])
+@pytest.mark.parametrize("bare", [True, False])
+def test_original_to_folder_and_back(options, bare, tmp_path, capsys):
+    theirs, file, folder = image_model(**options), tmp_path / "a.safetensors", tmp_path / "model"
+    save_single_file(AutoencoderKL.from_module(theirs), file, bare=bare)
+    if options.get("layers_per_block") != 1:  # the table of names is of two
+        expected = original(theirs, *PARTS, home="" if bare else FIRST, temporal=False)
+        assert load_file(file).keys() == expected.keys()
+        assert all(torch.equal(load_file(file)[name], values) for name, values in expected.items())
+    assert run("convert", file, folder, "--scaling-factor", 0.13025) == 0
+    assert run("convert", folder, tmp_path / "b.safetensors", *(["--bare"] if bare else [])) == 0
+    again = load_file(tmp_path / "b.safetensors")
+    assert all(torch.equal(again[name], values) for name, values in load_file(file).items())
+    loaded = diffusers.AutoencoderKL.from_pretrained(folder)
+    same(loaded, theirs)
+    assert loaded.config.scaling_factor == 0.13025
+    assert "AutoencoderKL" in capsys.readouterr().out
 
 
 def test_names_are_all_there():

@@ -16,6 +16,29 @@ CLASSES: dict[str, type[Autoencoder]] = {
 }
 
 
+def class_of_file(file: SingleFile) -> type[Autoencoder]:
+    """The class of the autoencoder in a file."""
+    if file.temporal:
+        return AutoencoderKLTemporalDecoder
+    return AutoencoderKLFlux2 if file.normalised else AutoencoderKL
+
+
+def class_of(source: str | Path, subfolder: str | None = None) -> type[Autoencoder]:
+    """The class that the configuration in a folder or of a hub id names; that of clips where it names none.
+
+    Raises:
+        CheckpointError: one that this package does not have.
+    """
+    try:
+        name = AutoencoderKLTemporalDecoder.load_config(source, subfolder=subfolder).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        name = None  # said by `from_pretrained`
+    name = name or AutoencoderKLTemporalDecoder.__name__
+    if name not in CLASSES:
+        raise CheckpointError(f"{source}: is a {name}; pass a folder with one of {', '.join(CLASSES)}")
+    return CLASSES[name]
+
+
 def load_pretrained(source: str | Path, *, subfolder: str | None = None, **options: Any) -> Autoencoder:
     """Load a model from a folder, a hub id or a safetensors file, as its class does.
 
@@ -28,17 +51,6 @@ def load_pretrained(source: str | Path, *, subfolder: str | None = None, **optio
         CheckpointError: a class that this package does not have, and whatever its loading refuses.
     """
     if Path(source).suffix == ".safetensors":
-        file = SingleFile(source)
-        kind = CLASSES["AutoencoderKLFlux2" if file.normalised else "AutoencoderKL"]
-        return (CLASSES["AutoencoderKLTemporalDecoder"] if file.temporal else kind).from_single_file(
-            source, **options
-        )
-    try:
-        name = AutoencoderKLTemporalDecoder.load_config(source, subfolder=subfolder).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        name = None  # said by `from_pretrained`
-    name = name or AutoencoderKLTemporalDecoder.__name__
-    if name not in CLASSES:
-        raise CheckpointError(f"{source}: is a {name}; pass a folder with one of {', '.join(CLASSES)}")
-    model: Autoencoder = CLASSES[name].from_pretrained(source, subfolder=subfolder, **options)
+        return class_of_file(SingleFile(source)).from_single_file(source, **options)
+    model: Autoencoder = class_of(source, subfolder).from_pretrained(source, subfolder=subfolder, **options)
     return model

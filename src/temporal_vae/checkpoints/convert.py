@@ -23,7 +23,6 @@ from temporal_vae.errors import CheckpointError, ConfigError, InputError, first_
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoders.base import Autoencoder
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
 FIRST_STAGE = "first_stage_model."
 CONDITIONER = "conditioner.embedders.3.encoder."
@@ -129,12 +128,13 @@ _KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 _BARE = {4: "SD 1 and 2", 16: "FLUX"}  # by channels of the latents
 
 
-def save_single_file(model: AutoencoderKLTemporalDecoder, path: str | Path, *, bare: bool = False) -> None:
-    """Write a model as an original (sgm) checkpoint.
+def save_single_file(model: Autoencoder, path: str | Path, *, bare: bool = False) -> None:
+    """Write a model as an original (LDM, sgm) checkpoint.
 
-    Where `quant_conv` is not the identity, the file holds the encoder twice, as those of Stable Video Diffusion do:
-    with `quant_conv` in the conditioner, which is what is read back bit for bit, and in the first stage, which has no
-    place for it, with `quant_conv` folded into its last convolution. A decoder without encoder is written alone.
+    An image autoencoder is written as it is. Of one of clips whose `quant_conv` is not the identity, the file holds the
+    encoder twice, as those of Stable Video Diffusion do: with `quant_conv` in the conditioner, which is what is read
+    back bit for bit, and in the first stage, which has no place for it, with `quant_conv` folded into its last
+    convolution. A decoder without encoder is written alone.
 
     Args:
         model: what to write.
@@ -147,9 +147,14 @@ def save_single_file(model: AutoencoderKLTemporalDecoder, path: str | Path, *, b
     """
     state = _own_tensors(model)
     levels = len(model.config.block_out_channels)
+    home = "" if bare else FIRST_STAGE
+    if not model.clips:
+        tensors = {f"{home}{sgm_name(name, levels)}": _as_original(name, state[name]) for name in state}
+        save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+        return
     quant = {name: state.pop(name) for name in QUANT_CONV}
     written = {sgm_name(name, levels): _as_original(name, tensor) for name, tensor in state.items()}
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     if lacks_encoder(model):
         written = {name: tensor for name, tensor in written.items() if name.startswith("decoder.")}
     elif not _is_identity(quant):
@@ -157,7 +162,7 @@ def save_single_file(model: AutoencoderKLTemporalDecoder, path: str | Path, *, b
         if not bare:
             tensors = {f"{CONDITIONER}{name}": tensor.clone() for name, tensor in wrapped.items()}
         written |= _fold_after(written, "encoder.conv_out", quant)
-    tensors |= {f"{'' if bare else FIRST_STAGE}{name}": tensor for name, tensor in written.items()}
+    tensors |= {f"{home}{name}": tensor for name, tensor in written.items()}
     save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
 
 
@@ -247,10 +252,11 @@ def _configuration(
     return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
-def _own_tensors(model: AutoencoderKLTemporalDecoder) -> dict[str, Tensor]:
+def _own_tensors(model: Autoencoder) -> dict[str, Tensor]:
     """The tensors of a model that an original checkpoint can hold."""
     name, layers = type(model).__name__, model.config.layers_per_block
-    check_layers(name, layers, error=InputError)
+    if model.clips:
+        check_layers(name, layers, error=InputError)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
         strange = state.keys() ^ type(model).from_config(model.config).state_dict().keys()

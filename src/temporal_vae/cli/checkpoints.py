@@ -12,7 +12,7 @@ from temporal_vae.cli.options import DTYPES, json_option
 from temporal_vae.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.base import Autoencoder
     from temporal_vae.checkpoints.single_file import EncoderHome
 from dataclasses import asdict
 
@@ -30,7 +30,9 @@ variant_option = click.option(
     "--variant", help="Of the weights in IN, where IN is a folder that holds several, such as fp16."
 )
 scaling_option = click.option(
-    "--scaling-factor", type=float, help="To note in config.json. Default: that of IN, 0.18215 for a file."
+    "--scaling-factor",
+    type=float,
+    help="To note in config.json. Default: that of IN, for a file that of its kind.",
 )
 ema_option = click.option(
     "--ema", is_flag=True, help="Take the averages that the original trainer keeps (model_ema.*)."
@@ -69,8 +71,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint to or from its original layout.
 
-    IN is an original checkpoint (svd_xt.safetensors) or a folder. A name that ends in .safetensors makes OUT an
-    original checkpoint, any other one a folder with config.json and weights for this package and diffusers.
+    IN is an original checkpoint (svd_xt.safetensors, ae.safetensors) or a folder, of a video or an image autoencoder. A
+    name that ends in .safetensors makes OUT an original checkpoint, any other one a folder with config.json and weights
+    for this package and diffusers.
     """
     _check_target(target)
     if bare and Path(target).suffix != ".safetensors":
@@ -121,9 +124,9 @@ def _load(
     ema: bool,
     allow_nonfinite: bool,
     scaling_factor: float | None,
-) -> tuple[AutoencoderKLTemporalDecoder, dict[str, Any]]:
+) -> tuple[Autoencoder, dict[str, Any]]:
     """The model in a file or a folder, and what is to be said of where it was."""
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
+    from temporal_vae.autoencoders.loading import class_of, class_of_file
     from temporal_vae.checkpoints import convert
     from temporal_vae.checkpoints.loading import check_finite, stored_dtype
     from temporal_vae.checkpoints.single_file import SingleFile
@@ -134,16 +137,15 @@ def _load(
         for name, given in (("--encoder", encoder is not None), ("--ema", ema)):
             if given:
                 raise click.UsageError(f"{name} is for an IN that is an original checkpoint")
-        _check_kind(folder / "config.json")
         dtype = stored_dtype(folder, variant)
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(
+        vae = class_of(source, subfolder).from_pretrained(
             source, subfolder=subfolder, variant=variant, torch_dtype=dtype, **options
         )
         if not allow_nonfinite:
             check_finite(folder, convert.own_weights(vae))
         return vae, {"layout": "diffusers", "ignored_tensors": 0}
     file = SingleFile(source, encoder=encoder, ema=ema, allow_nonfinite=allow_nonfinite)
-    vae = convert.load(AutoencoderKLTemporalDecoder, file, options=options)
+    vae = convert.load(class_of_file(file), file, options=options)
     return vae, {
         "layout": file.layout,
         "decoder_from": file.decoder_home,
@@ -153,16 +155,7 @@ def _load(
     }
 
 
-def _check_kind(config: Path) -> None:
-    from temporal_vae.checkpoints.loading import read_object
-
-    if config.is_file() and read_object(config).get("_class_name") == "AutoencoderKL":
-        raise CheckpointError(
-            f"{config.parent}: is an image autoencoder; `temporal-vae inflate` makes a temporal one of it"
-        )
-
-
-def _describe(vae: AutoencoderKLTemporalDecoder) -> dict[str, Any]:
+def _describe(vae: Autoencoder) -> dict[str, Any]:
     from temporal_vae.checkpoints.convert import lacks_encoder
 
     config = vae.config
@@ -171,7 +164,8 @@ def _describe(vae: AutoencoderKLTemporalDecoder) -> dict[str, Any]:
         "block_out_channels": list(config.block_out_channels),
         "layers_per_block": config.layers_per_block,
         "latent_channels": config.latent_channels,
-        "scaling_factor": config.scaling_factor,
+        "class": type(vae).__name__,
+        **{key: config[key] for key in ("scaling_factor", "shift_factor") if config.get(key) is not None},
         "dtype": str(vae.dtype).removeprefix("torch."),
         "encoder": not lacks_encoder(vae),
     }
@@ -191,7 +185,7 @@ def _check_target(target: str) -> None:
         )
 
 
-def _write(vae: AutoencoderKLTemporalDecoder, target: str, dtype: str | None, *, bare: bool = False) -> None:
+def _write(vae: Autoencoder, target: str, dtype: str | None, *, bare: bool = False) -> None:
     """Write a model as what the name of the target says; it appears there when it is complete."""
     import torch
 
