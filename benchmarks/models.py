@@ -28,7 +28,7 @@ def load_model(model_class: Any, trial: Trial, dtype: str) -> Any:
     torch_dtype = getattr(torch, dtype)
     if trial.model == PUBLISHED:
         model = model_class(**_PUBLISHED_CONFIG)
-        _randomise(model)
+        randomise(model)
     else:
         source = EMBEDDED if trial.model == "embedded" else Path(trial.model)
         model = model_class.from_pretrained(source, torch_dtype=torch_dtype)
@@ -56,7 +56,7 @@ def make_input(trial: Trial, config: Any, dtype: str) -> Tensor:
     return values.to(torch.bfloat16).to(getattr(torch, dtype))
 
 
-def _randomise(model: nn.Module) -> None:
+def randomise(model: nn.Module) -> None:
     """Seeded values for every parameter, by name; weights keep the variance of what passes through them."""
     import torch
 

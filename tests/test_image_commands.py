@@ -15,8 +15,7 @@ from refusals import refused
 from video_files import scene
 
 import temporal_vae
-from temporal_vae import decode_video, encode_video, reconstruct_video
-from temporal_vae.autoencoders.loading import load_pretrained
+from temporal_vae import decode_video, encode_video, load_autoencoder, reconstruct_video
 from temporal_vae.errors import CheckpointError, InputError, LatentFileError, MediaError
 from temporal_vae.media.reader import VideoReader
 from temporal_vae.media.writer import VideoWriter
@@ -55,7 +54,7 @@ def test_there_and_back(folder, name, tmp_path, capsys):
     latents, out = tmp_path / "in.safetensors", tmp_path / "out.mkv"
     assert run("encode", folder / "in.mkv", latents, *of_model(folder, name)) == 0
     assert run("decode", latents, out, *of_model(folder, name)) == 0
-    vae = load_pretrained(folder / name, subfolder="vae")
+    vae = load_autoencoder(folder / name, subfolder="vae")
     assert type(vae) is getattr(temporal_vae, MODELS[name][0])
     original = frames_of(folder / "in.mkv")
     z = vae.encode(to_tensor(original)).latent_dist.mode()
@@ -92,7 +91,7 @@ def test_a_photo_becomes_a_photo(folder, suffix, tmp_path):
 
 
 def test_a_video_is_no_picture(folder, tmp_path):
-    vae = load_pretrained(folder / "FLUX", subfolder="vae")
+    vae = load_autoencoder(folder / "FLUX", subfolder="vae")
     refused(
         MediaError, lambda: reconstruct_video(folder / "in.mkv", tmp_path / "out.png", vae=vae),
         "out.png", "one picture", "folder",
@@ -101,7 +100,7 @@ def test_a_video_is_no_picture(folder, tmp_path):
 
 
 def test_clips_have_no_meaning_and_that_is_said(folder, tmp_path, caplog):
-    vae = load_pretrained(folder / "FLUX", subfolder="vae")
+    vae = load_autoencoder(folder / "FLUX", subfolder="vae")
     encode_video(folder / "in.mkv", tmp_path / "z.safetensors", vae=vae)
     refused(
         InputError, lambda: decode_video(tmp_path / "z.safetensors", tmp_path / "out.mkv", vae=vae, overlap=2),
@@ -119,8 +118,8 @@ def test_clips_have_no_meaning_and_that_is_said(folder, tmp_path, caplog):
 
 def test_latents_of_another_model_are_refused(folder, tmp_path):
     latents = tmp_path / "z.safetensors"
-    encode_video(folder / "photo.png", latents, vae=load_pretrained(folder / "FLUX", subfolder="vae"))
-    for other in (load_pretrained(folder / "Stable Diffusion", subfolder="vae"), None):
+    encode_video(folder / "photo.png", latents, vae=load_autoencoder(folder / "FLUX", subfolder="vae"))
+    for other in (load_autoencoder(folder / "Stable Diffusion", subfolder="vae"), None):
         refused(
             LatentFileError,
             lambda vae=other: decode_video(latents, tmp_path / "x.png", vae=vae),
@@ -139,7 +138,7 @@ def test_info(folder, capsys):
 
 def test_a_model_of_another_class(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "VQModel"}')
-    refused(CheckpointError, lambda: load_pretrained(tmp_path), "VQModel", "AutoencoderKL")
+    refused(CheckpointError, lambda: load_autoencoder(tmp_path), "VQModel", "AutoencoderKL")
 
 
 @pytest.mark.parametrize("model", ["sd", "sdxl", "sd3", "flux", "flux2"])
@@ -155,7 +154,7 @@ def test_plan(model, capsys):
 def test_plan_of_a_folder(folder, capsys):
     assert run("plan", *of_model(folder, "a narrow decoder"), "--size", "64x64", "--frames", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    vae = load_pretrained(folder / "a narrow decoder", subfolder="vae")
+    vae = load_autoencoder(folder / "a narrow decoder", subfolder="vae")
     with torch.device("cpu"):
         plan = vae.plan_decode(height=64, width=64, num_frames=3)
     assert (found["work"], found["batch"]) == (plan.work, 3)

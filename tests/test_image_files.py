@@ -10,8 +10,13 @@ from originals import FIRST, OPTIONS, changed, image_model, original, original_n
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
-from temporal_vae import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLTemporalDecoder, inflate
-from temporal_vae.autoencoders.loading import load_pretrained
+from temporal_vae import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLTemporalDecoder,
+    inflate,
+    load_autoencoder,
+)
 from temporal_vae.checkpoints import save_single_file
 from temporal_vae.errors import CheckpointError
 
@@ -64,7 +69,7 @@ def test_autoencoders_alone(options, scale, tmp_path, caplog):
     caplog.clear()
     assert AutoencoderKL.from_single_file(file, scaling_factor=0.13025).config.scaling_factor == 0.13025
     assert not caplog.text
-    assert type(load_pretrained(file)) is AutoencoderKL
+    assert type(load_autoencoder(file)) is AutoencoderKL
 
 
 @pytest.mark.parametrize("options", [{}, PLAIN, {"mid_block_add_attention": False}, {"layers_per_block": 1}])
@@ -126,7 +131,7 @@ def test_flux2(inside, counted, tmp_path):
     file = tmp_path / "flux2.safetensors"
     save_file(tensors, file)
     same(AutoencoderKLFlux2.from_single_file(file), theirs)
-    assert type(load_pretrained(file)) is AutoencoderKLFlux2
+    assert type(load_autoencoder(file)) is AutoencoderKLFlux2
     refused(
         CheckpointError, lambda: AutoencoderKL.from_single_file(file), file, "FLUX.2", "AutoencoderKLFlux2"
     )
@@ -166,7 +171,7 @@ def test_files_of_another_kind(tmp_path):
     refused(
         CheckpointError, lambda: AutoencoderKL.from_single_file(file), file, "AutoencoderKLTemporalDecoder"
     )
-    assert type(load_pretrained(file)) is AutoencoderKLTemporalDecoder
+    assert type(load_autoencoder(file)) is AutoencoderKLTemporalDecoder
     save_file(original(image_model(), *PARTS, temporal=False), file)
     refused(
         CheckpointError, lambda: AutoencoderKLFlux2.from_single_file(file), file, "lacks", "AutoencoderKL"

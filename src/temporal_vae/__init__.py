@@ -9,6 +9,7 @@ from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoders.image import AutoencoderKL, AutoencoderKLFlux2
+    from temporal_vae.autoencoders.loading import load_autoencoder
     from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
     from temporal_vae.inflation import inflate
     from temporal_vae.media.frames import Clip
@@ -25,6 +26,7 @@ __all__ = [
     "decode_video",
     "encode_video",
     "inflate",
+    "load_autoencoder",
     "reconstruct_video",
 ]
 
@@ -39,6 +41,7 @@ __getattr__ = loaded_on_use(
         "decode_video": "video.pipeline",
         "encode_video": "video.pipeline",
         "inflate": "inflation",
+        "load_autoencoder": "autoencoders.loading",
         "reconstruct_video": "video.pipeline",
     },
 )

@@ -56,7 +56,7 @@ def load(
         options: values of the configuration that go before all others.
     """
     beside = file.path.with_name("config.json")
-    if config is None and file.layout == "diffusers" and beside.is_file():
+    if config is None and file.layout == "diffusers" and file.path.is_file() and beside.is_file():
         config = read_object(beside)
     given = {**_configuration(model_class, config, subfolder), **(options or {})}
     found = (_video_configuration if model_class.clips else _image_configuration)(model_class, file, given)

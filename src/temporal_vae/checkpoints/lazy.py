@@ -1,11 +1,15 @@
-"""Tensors of a safetensors file, read one by one: the file is not mapped, so that it may be larger than the memory.
+"""Tensors by name, in a file or at hand.
+
+Those of a safetensors file are read one by one: the file is not mapped, so that it may be larger than the memory.
 
 The format: eight bytes with the length of a JSON header, little-endian, the header, the bytes of the tensors.
 """
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +21,48 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 _COUNTS = {"I64": torch.int64}  # such as the batches that a norm has seen
+
+
+class Tensors(Protocol):
+    """What is asked of a file, or of a state dict."""
+
+    names: frozenset[str]
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of a tensor."""
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is of a type that is computed in."""
+
+    def is_count(self, name: str) -> bool:
+        """Whether a tensor is of whole numbers."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself."""
+
+
+class TensorsAtHand:
+    """The tensors of a state dict, none of them copied."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self.names = frozenset(tensors)
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of a tensor."""
+        return list(self._tensors[name].shape)
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is of a type that is computed in."""
+        return self._tensors[name].dtype in DTYPES.values()
+
+    def is_count(self, name: str) -> bool:
+        """Whether a tensor is of whole numbers."""
+        return self._tensors[name].dtype in _COUNTS.values()
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self._tensors[name].detach()
 
 
 class LazyTensors:

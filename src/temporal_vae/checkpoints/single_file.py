@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from temporal_vae.checkpoints.lazy import LazyTensors
+from temporal_vae.checkpoints.lazy import LazyTensors, Tensors
 from temporal_vae.checkpoints.loading import AGAIN, PICKLES, UNSAFE, check_finite, list_faults
 from temporal_vae.checkpoints.names import POST_QUANT_CONV, QUANT_CONV, image_name, old_name, sgm_name
 from temporal_vae.errors import CheckpointError, first_names
@@ -53,7 +53,8 @@ class SingleFile:
     `quant_conv`. Where both encoders are there, that of the conditioner is taken.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file; what is read is called so.
+        tensors: what is read instead of the file, a state dict for example.
         encoder: whose encoder to take, `conditioner` or `first_stage`; None takes what is there.
         ema: take the moving averages of the original trainer, `model_ema.*`, of all tensors that have one.
         allow_nonfinite: read NaN and infinite values.
@@ -74,13 +75,16 @@ class SingleFile:
         self,
         path: str | Path,
         *,
+        tensors: Tensors | None = None,
         encoder: EncoderHome | None = None,
         ema: bool = False,
         allow_nonfinite: bool = False,
     ) -> None:
         self.path = Path(path)
-        _check_file(self.path)
-        self._tensors = LazyTensors(self.path)
+        if tensors is None:
+            _check_file(self.path)
+            tensors = LazyTensors(self.path)
+        self._tensors = tensors
         self._names = self._tensors.names
         self._allow_nonfinite = allow_nonfinite
         found = [match for match in map(_HOME.fullmatch, sorted(self._names)) if match]

@@ -276,7 +276,7 @@ def load_model(
     """
     import torch
 
-    from temporal_vae.autoencoders.loading import load_pretrained
+    from temporal_vae.autoencoders.loading import load_autoencoder
     from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 
     device = best_device() if device == "auto" else device
@@ -290,5 +290,5 @@ def load_model(
     if model == "embedded":
         vae: Autoencoder = AutoencoderKLTemporalDecoder.from_embedded(torch_dtype=torch_dtype)
     else:
-        vae = load_pretrained(model, subfolder=subfolder, torch_dtype=torch_dtype)
+        vae = load_autoencoder(model, subfolder=subfolder, torch_dtype=torch_dtype)
     return vae.to(device).eval()
