@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from benchmarks.contestants import CONTESTANTS, OURS
-from benchmarks.trials import DTYPES, JOBS, PUBLISHED, Case, Trial
+from benchmarks.trials import DTYPES, JOBS, PICTURES, PUBLISHED, Case, Trial
 from temporal_vae.cli import main
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import MemoryType, json_option
@@ -19,6 +19,7 @@ from temporal_vae.interrupts import be_careful, handled
 
 _CASES = ("8x256x256", "14x320x512")
 _SMALL_CASES = ("1x64x64", "2x128x128", "4x64x96", "14x64x64", "1x256x256")  # where little is computed
+_PICTURE_CASES = ("1x512x512", "4x512x512")
 _TRAINING_CASES = ("8x64x64",)  # a step of training holds every activation
 
 
@@ -61,7 +62,12 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic only since
     multiple=True,
     help="Default: all that this machine has.",
 )
-@click.option("--model", default=PUBLISHED, show_default=True, help="`published`, `embedded`, or a folder.")
+@click.option(
+    "--model",
+    default=PUBLISHED,
+    show_default=True,
+    help=f"`published`, `{PICTURES}`, `embedded`, or a folder.",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of each contestant. Default: all cores.")
 @click.option("--memory-limit", type=MemoryType(), help="For temporal-vae only, such as 2GiB.")
@@ -86,11 +92,15 @@ def bench(
     The peers are diffusers (eager, compiled, with other allocators), OpenVINO and ONNX Runtime, on this machine.
     Each contestant lives in a process of its own and rests while another computes. Results are compared with those of
     diffusers in float32 before anything is timed; whoever is wrong, or cannot run, gets a reason in place of times.
-    `published` is the configuration of Stable Video Diffusion with seeded random weights.
+    `published` is the configuration of Stable Video Diffusion with seeded random weights, `sdxl` that of SDXL's image
+    autoencoder, for which frames are pictures.
     """
     be_careful()
-    if model not in (PUBLISHED, "embedded") and not Path(model).is_dir():
-        raise InputError(f"--model {model}: no such folder; name one, or {PUBLISHED} or embedded")
+    known = (PUBLISHED, PICTURES, "embedded")
+    if model not in known and not Path(model).is_dir():
+        raise InputError(f"--model {model}: no such folder; name one, or {', '.join(known)}")
+    if model == PICTURES and any(job.startswith("train") for job in jobs):
+        raise InputError(f"--model {model}: pictures are decoded and encoded only; leave out --job train")
     trials = [
         Trial(
             job=job,
@@ -100,8 +110,8 @@ def bench(
             threads=threads or cores(),
             memory_limit=memory_limit,
         )
-        for job in jobs or JOBS[: 2 if small else 4]
-        for case in cases or _cases(job, small, full)
+        for job in jobs or JOBS[: 2 if small or model == PICTURES else 4]
+        for case in cases or _cases(job, model, small, full)
         for dtype in dtypes or DTYPES[: 2 if full else 1]
     ]
     races = _run(trials, contestants, rounds, output, as_json)
@@ -115,9 +125,11 @@ def bench(
         raise TemporalVaeError(f"temporal-vae has no times for {'; '.join(refused)}")
 
 
-def _cases(job: str, small: bool, full: bool) -> list[Case]:
+def _cases(job: str, model: str, small: bool, full: bool) -> list[Case]:
     """The clips of a job for which none are named."""
     texts = _SMALL_CASES if small else _CASES[: 2 if full else 1]
+    if model == PICTURES and not small:
+        texts = _PICTURE_CASES
     if job.startswith("train"):
         texts = _TRAINING_CASES
     return [Case.parse(text) for text in texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.trials import PUBLISHED, Trial
+from benchmarks.trials import PICTURES, PUBLISHED, Trial
 from temporal_vae.engine import SVD
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ _PUBLISHED_CONFIG = {
     "down_block_types": ("DownEncoderBlock2D",) * len(SVD.widths),
     "layers_per_block": SVD.layers,
 }
-_SHOWN_CONFIG = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels")
+_PICTURES_CONFIG = {**_PUBLISHED_CONFIG, "up_block_types": ("UpDecoderBlock2D",) * len(SVD.widths)}
+_SHOWN_CONFIG = (
+    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels", "up_block_types",
+)  # fmt: skip
 
 
 def load_model(model_class: Any, trial: Trial, dtype: str) -> Any:
@@ -26,8 +29,8 @@ def load_model(model_class: Any, trial: Trial, dtype: str) -> Any:
     from temporal_vae.checkpoints.loading import EMBEDDED
 
     torch_dtype = getattr(torch, dtype)
-    if trial.model == PUBLISHED:
-        model = model_class(**_PUBLISHED_CONFIG)
+    if trial.model in (PUBLISHED, PICTURES):
+        model = model_class(**(_PICTURES_CONFIG if trial.pictures else _PUBLISHED_CONFIG))
         randomise(model)
     else:
         source = EMBEDDED if trial.model == "embedded" else Path(trial.model)
@@ -37,7 +40,7 @@ def load_model(model_class: Any, trial: Trial, dtype: str) -> Any:
 
 def shape_config(model: Any) -> dict[str, Any]:
     """What of a model's configuration decides how much there is to compute."""
-    return {key: model.config[key] for key in _SHOWN_CONFIG}
+    return {key: model.config[key] for key in _SHOWN_CONFIG if key in model.config}
 
 
 def make_input(trial: Trial, config: Any, dtype: str) -> Tensor:

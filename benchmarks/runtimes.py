@@ -80,15 +80,13 @@ def inference(model: Any, sample: Any, trial: Trial) -> Run:
     """The job without gradients; a training job is then its forward."""
     import torch
 
-    frames = trial.case.frames
-
     @torch.no_grad()
     def run() -> Any:
         if trial.job == "encode":
             return model.encode(sample).latent_dist.parameters
         if trial.job == "decode":
-            return model.decode(sample, num_frames=frames).sample
-        return model(sample, num_frames=frames).sample
+            return model.decode(sample, **trial.length).sample
+        return model(sample, **trial.length).sample
 
     return run
 
@@ -141,7 +139,7 @@ def _as_module(model: Any, trial: Trial) -> Any:
             self.model = model
 
         def forward(self, latents: Any) -> Any:
-            return self.model.decode(latents, num_frames=trial.case.frames).sample
+            return self.model.decode(latents, **trial.length).sample
 
     class Encode(nn.Module):
         def __init__(self) -> None:

@@ -17,6 +17,8 @@ DTYPES = ("float32", "bfloat16")
 
 PUBLISHED = "published"
 """Name of the model with the configuration of Stable Video Diffusion and seeded random weights."""
+PICTURES = "sdxl"
+"""Name of the image model with the configuration of SDXL and seeded random weights: frames are pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Trial:
         job: one of `JOBS`.
         case: the clip.
         dtype: one of `DTYPES`.
-        model: `published`, `embedded`, or a folder.
+        model: `published`, `sdxl`, `embedded`, or a folder.
         threads: that each contestant computes with.
         memory_limit: bytes above the model that ours may use, if it is to be limited.
     """
@@ -70,6 +72,16 @@ class Trial:
     def trains(self) -> bool:
         """Whether the job is a training step."""
         return self.job.startswith("train")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether frames are pictures, each decoded by itself."""
+        return self.model == PICTURES
+
+    @property
+    def length(self) -> dict[str, int]:
+        """What `decode` is told of the length of clips."""
+        return {} if self.pictures else {"num_frames": self.case.frames}
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON has."""
@@ -88,13 +100,7 @@ def nominal_operations(job: str, case: Case, config: Mapping[str, Any]) -> int |
     some does not change it, so that a share of the ceiling compares all contestants by the same work. Taps that fall on
     the padding count, norms and activations do not.
     """
-    network = Network(
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        latent_channels=config["latent_channels"],
-        widths=tuple(config["block_out_channels"]),
-        layers=config["layers_per_block"],
-    )
+    network = Network.of({"down_block_types": (), **config})
     height, width = (length // network.factor * network.factor for length in (case.height, case.width))
     if job == "decode":
         made = plan("decode", network, num_frames=case.frames, height=height, width=width, workers=1)

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +24,8 @@ from benchmarks.contestants import CONTESTANTS, OURS, Contestant
 from benchmarks.models import load_model, make_input, shape_config
 from benchmarks.runtimes import inference
 from benchmarks.trials import Trial
+
+CLIPS_CLASS, PICTURES_CLASS = "AutoencoderKLTemporalDecoder", "AutoencoderKL"
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 """Does what a request asks for: `{"save": path}` also writes the result there, as float32."""
@@ -55,10 +58,11 @@ def _import_role(role: str) -> Callable[[Trial], tuple[dict[str, Any], Answer]]:
     """Import what a role works with; return how it is made ready for a trial."""
     import torch
 
-    model_class = None if role == "ceiling" else _model_class(role)
+    library = None if role == "ceiling" else _library(role)
 
     def load(trial: Trial) -> tuple[dict[str, Any], Answer]:
         torch.set_num_threads(trial.threads)
+        model_class = getattr(library, PICTURES_CLASS if trial.pictures else CLIPS_CLASS, None)
         if role == "ceiling":
             return {}, lambda request: measure_ceiling(trial.dtype)
         if role == "reference":
@@ -108,15 +112,12 @@ def _reference(model_class: Any, trial: Trial) -> tuple[dict[str, Any], Answer]:
     return {"config": shape_config(model)}, answer
 
 
-def _model_class(name: str) -> Any:
-    """Ours, or that of diffusers for everyone else."""
-    if name == OURS:
-        from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
-
-        return AutoencoderKLTemporalDecoder
-    import diffusers
-
-    return diffusers.AutoencoderKLTemporalDecoder
+def _library(name: str) -> Any:
+    """Ours, or diffusers for everyone else; its classes are imported, which is no part of making a model ready."""
+    library = import_module("temporal_vae" if name == OURS else "diffusers")
+    for kind in (PICTURES_CLASS, CLIPS_CLASS):
+        getattr(library, kind)
+    return library
 
 
 def _save(result: Any, path: str) -> None:
