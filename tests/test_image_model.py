@@ -4,6 +4,7 @@ import json
 import sys
 
 import diffusers
+import peft
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
@@ -189,6 +190,18 @@ def test_what_was_changed_runs_as_modules(ours, by_engine, change):
         ours.decoder.up_blocks[1] = randomise(theirs, seed=4).eval()
     assert not torch.allclose(ours.decode(z).sample, before, atol=1e-3)
     assert by_engine == {"decode": 1}
+
+
+@torch.no_grad()
+def test_adapters(models, by_engine):
+    """Of the autoencoder itself, as trainers of autoencoders add them."""
+    z, outputs = noise(1, 4, 6, 5), []
+    for model in models:
+        torch.manual_seed(0)
+        model.add_adapter(peft.LoraConfig(target_modules=["to_q", "to_v"], init_lora_weights=False))
+        outputs.append(model.decode(z).sample)
+    assert not by_engine
+    assert_close(*outputs, ENGINE)
 
 
 def test_narrow_levels_are_left_to_the_modules(by_engine):

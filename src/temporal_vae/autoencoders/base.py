@@ -46,9 +46,8 @@ class Autoencoder(FusableProjections):
         """Set what diffusers' classes have beside their network."""
         size = sample_size if isinstance(sample_size, int) else sample_size[0]
         self.memory_limit: int | None = None
-        self.use_tiling = self.use_slicing = (
-            False  # slicing: clips and pictures come a few at a time in any case
-        )
+        # Slicing changes nothing: clips and pictures come a few at a time in any case.
+        self.use_tiling = self.use_slicing = False
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = max(1, size // self.spatial_factor)
         self.tile_overlap_factor = 0.25

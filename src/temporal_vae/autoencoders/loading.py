@@ -50,8 +50,8 @@ def load_autoencoder(
     """Load a model, of clips or of pictures, as its class does.
 
     Args:
-        source: a folder or hub id, as `from_pretrained` takes it; a safetensors file, as `from_single_file` does; or the
-            state dict of an autoencoder, under original names or those of diffusers, whose tensors are shared.
+        source: a folder or hub id, as `from_pretrained` takes it; a safetensors file, as `from_single_file` does; or
+            the state dict of an autoencoder, under original names or those of diffusers: its tensors are shared.
         subfolder: of a folder or hub id.
         **options: of `from_pretrained` or `from_single_file`, such as `torch_dtype`; of a state dict, values of the
             configuration.

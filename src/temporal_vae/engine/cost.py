@@ -17,12 +17,14 @@ from temporal_vae.engine.geometry import (
     ITEMSIZE,
     POINTS,
     TILE,
+    VECTOR,
     Cut,
     direct_block,
     direct_bytes,
     enough_frames,
     finish_channels,
     packing_bytes,
+    padded,
     parts_of_a_clip,
     parts_of_a_frame,
     scratch_bytes,
@@ -44,7 +46,6 @@ from temporal_vae.engine.schedule import (
 
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
 LANES = 16  # values of a vector, at most
-PANEL = WIDEST_INPUT = 32  # channels that the native kernels write and read at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +254,7 @@ class Workload:
         for *product, plain in over_time:
             block = direct_block(*product, pairs=pairs) if plain else BLOCK
             counts.append(len(parts_of_a_clip(prod(step.size), together, one.outputs, self.workers, block)))
-        return sums_bytes(max(counts), together, _padded(one.outputs, PANEL))
+        return sums_bytes(max(counts), together, padded(one.outputs, VECTOR))
 
     def _held(self, activation: Activation | None) -> int:
         """Bytes of a frame in memory."""
@@ -301,7 +302,7 @@ class Workload:
         elif one.kind == "enlarge":
             reach = rows // 2 + 3
         if source is None:
-            windows += reach * across * _padded(inputs, WIDEST_INPUT)
+            windows += reach * across * padded(inputs, VECTOR)
         elif source.keep == "spilled":
             windows += reach * source.size[1] * one.inputs
         elif source.keep == "recomputed":  # with the rows around that tiles end in
@@ -310,7 +311,7 @@ class Workload:
             if step.state is not None and step.state.keep == "spilled":
                 windows += (rows // 2 + TILE + 3) * step.state.size[1] * inputs
         if target is None:
-            windows += rows * across * _padded(one.outputs, PANEL)
+            windows += rows * across * padded(one.outputs, VECTOR)
         elif target.keep != "memory":
             windows += rows * across * one.outputs
         if one.shortcut is not None:
@@ -359,7 +360,7 @@ class Workload:
         return not processor.filters(self.arithmetic, self.pixels(step.size), taps, pairs=self.pairs)
 
     def _packed(self, inputs: int, outputs: int, taps: int, direct: bool) -> int:
-        inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+        inputs, outputs = padded(inputs, VECTOR), padded(outputs, VECTOR)
         if direct:
             return inputs * outputs * taps * (2 if self.pairs else 4) + 128
         points = POINTS[taps]
@@ -371,7 +372,7 @@ class Workload:
         """Bytes of scratch that a kernel takes."""
         if not self.native:
             return 0
-        inputs, outputs = _padded(inputs, WIDEST_INPUT), _padded(outputs, PANEL)
+        inputs, outputs = padded(inputs, VECTOR), padded(outputs, VECTOR)
         if direct:
             return direct_bytes(inputs, taps, pairs=self.pairs) + 64
         return scratch_bytes(inputs, outputs, POINTS[taps], fixed=self.arithmetic == "int16") + 64
@@ -397,7 +398,3 @@ class Workload:
     @cached_property
     def _costs(self) -> dict[tuple[int, Rung, Keep], Cost]:
         return {}
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -12,7 +12,7 @@ from itertools import pairwise
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value, by the types that activations may have."""
 
-VECTOR = 32  # channels of activations are a multiple of it
+VECTOR = 32  # channels of activations are a multiple of it: as many as kernels read and write at least
 TILE = 4  # rows and columns that Winograd filtering computes at once: strips begin on multiples of it
 BLOCK = 48  # tiles that are transformed, multiplied and transformed back together, in the cache of one core
 QUERIES = 2048  # pixels whose attention is computed at once
@@ -92,6 +92,11 @@ def shares(length: int, block: int, most: int) -> list[Span]:
     """`[0, length)` cut into at most about `most` spans of whole blocks, nearly equal."""
     blocks = -(-length // block)
     return spans(length, -(-blocks // most) * block, block)
+
+
+def padded(count: int, multiple: int) -> int:
+    """Rounded up to a multiple."""
+    return -(-count // multiple) * multiple
 
 
 def finish_channels(channels: int) -> int:
