@@ -61,13 +61,35 @@ def child() -> None:
     latents = noise.to(dtype)
     plan = model.plan_decode(height=height, width=width) if way == "ours" else None
     print(json.dumps({} if plan is None else {"planned": plan.peak, "spilled": plan.spill_bytes}), flush=True)
+    attending = time_attention() if way == "ours" else None
     sys.stdin.readline()
     began = perf_counter()
     with torch.no_grad():
         picture = model.decode(latents).sample
-    print(json.dumps({"seconds": perf_counter() - began}), flush=True)
+    seconds = {"seconds": perf_counter() - began}
+    if attending is not None:
+        seconds["attention"] = sum(attending)
+    print(json.dumps(seconds), flush=True)
     sys.stdin.readline()
     np.save(request["path"], picture[0].float().numpy())
+
+
+def time_attention() -> list[float]:
+    """The seconds of each pass of attention of the engine, from now on."""
+    from time import perf_counter
+
+    from temporal_vae.engine import attention
+
+    attend, found = attention.attend, list[float]()
+
+    def timed(*given: Any, **options: Any) -> Any:
+        began = perf_counter()
+        moments = attend(*given, **options)
+        found.append(perf_counter() - began)
+        return moments
+
+    attention.attend = timed
+    return found
 
 
 def run(way: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -169,8 +191,9 @@ def describe(found: dict[str, Any]) -> str:
     if "failed" in found:
         return f"{found['way']}: {found['failed']}"
     planned = f" of {readable(found['planned'])} planned" if "planned" in found else ""
+    attention = f" ({found['attention']:.1f} s in attention)" if "attention" in found else ""
     return (
-        f"{found['way']}: {found['seconds']:.1f} s, peak {readable(found['peak'])}{planned}, largest error "
+        f"{found['way']}: {found['seconds']:.1f} s{attention}, peak {readable(found['peak'])}{planned}, largest error "
         f"{found['largest']:.1e} of the range, PSNR {found['psnr']:.1f} dB"
     )
 

@@ -84,7 +84,9 @@ def _nothing_is_computed():
         for module, name in [*kernels, (norms, "_moments"), (norms, "_affine")]:
             patch.setattr(module, name, lambda *_: lambda *_: None)
         patch.setattr(
-            run, "kernels_for", lambda device, dtype, workers: NativeKernels(dtype, Idle(workers.count))
+            run,
+            "kernels_for",
+            lambda device, dtype, workers, scale: NativeKernels(dtype, Idle(workers.count)),
         )
         patch.setattr(crew.Crew, "sweep", lambda *_: None)
         patch.setattr(run, "spill_file", spill_file)

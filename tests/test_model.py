@@ -187,7 +187,7 @@ def test_the_engine_knows_the_attention_that_comes_with_the_network(ours, monkey
     """It computes it by itself, in less memory; with another processor, the module is called."""
     calls = []
     add = attention_pass.add_attention
-    monkeypatch.setattr(attention_pass, "add_attention", lambda *a: calls.append(a[1]) or add(*a))
+    monkeypatch.setattr(attention_pass, "add_attention", lambda *a, **k: calls.append(a[1]) or add(*a, **k))
     expected = run(ours)
     attentions = [*ours.encoder.mid_block.attentions, *ours.decoder.mid_block.attentions]
     assert set(calls) == set(attentions)
