@@ -8,19 +8,16 @@ largest difference between their frames is printed too.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import resident_bytes, watch_peak
+from benchmarks.process import CHILD, command_line, watch_once
 from benchmarks.results import circumstances
 from benchmarks.trials import PUBLISHED, Case, Trial
 from temporal_vae.amounts import parse_memory
 from temporal_vae.engine import readable
-
-CHILD = "--child"
 
 
 def child() -> None:
@@ -55,26 +52,8 @@ def child() -> None:
 
 def run(trial: Trial, path: Path) -> dict[str, Any]:
     """One decode in a process of its own."""
-    request = json.dumps({"trial": trial.to_dict(), "path": str(path)})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.headline", CHILD, request],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    found = json.loads(process.stdout.readline())
-    before = resident_bytes(process.pid)
-    with watch_peak(process.pid) as peak:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        found |= json.loads(process.stdout.readline())
-    process.stdin.write("save\n")
-    process.stdin.close()
-    if process.wait():
-        sys.exit("the decode failed")
-    return {"memory_limit": trial.memory_limit, "peak": peak[0] - before, **found}
+    request = {"trial": trial.to_dict(), "path": str(path)}
+    return {"memory_limit": trial.memory_limit, **watch_once("benchmarks.headline", request)}
 
 
 def main() -> None:
@@ -118,7 +97,7 @@ def main() -> None:
             if options.output:
                 record = {
                     **circumstances(1),
-                    "command": " ".join(sys.argv),
+                    "command": command_line("benchmarks.headline"),
                     "case": str(case),
                     "dtype": options.dtype,
                 }

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import resident_bytes, watch_peak
+from benchmarks.process import CHILD, WorkerFailed, command_line, watch_once
 from benchmarks.results import circumstances
 from temporal_vae.amounts import parse_memory
 from temporal_vae.engine import SD, readable
 
-CHILD = "--child"
 SAMPLE_SIZE = 1024  # of SDXL's configuration; diffusers cuts tiles of it
 
 
@@ -102,28 +100,10 @@ def run(way: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
         "threads": options.threads,
         "path": str(path),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.pictures", CHILD, json.dumps(request)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    found = json.loads(process.stdout.readline())
-    before = resident_bytes(process.pid)
-    with watch_peak(process.pid) as peak:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    if not line:
-        return {"way": way, "failed": f"ended with code {process.wait()}"}
-    found |= json.loads(line)
-    process.stdin.write("save\n")
-    process.stdin.close()
-    if process.wait():
-        sys.exit(f"{way}: the picture could not be saved")
-    return {"way": way, "peak": peak[0] - before, **found}
+    try:
+        return {"way": way, **watch_once("benchmarks.pictures", request)}
+    except WorkerFailed as failure:
+        return {"way": way, "failed": str(failure)}
 
 
 def compare(picture: Any, first: Any) -> dict[str, float]:
@@ -180,7 +160,11 @@ def main() -> None:
                     draw(picture, first, options.picture)
             print(describe(found), flush=True)
             if options.output:
-                record = {**circumstances(1), "command": " ".join(sys.argv), "size": options.size}
+                record = {
+                    **circumstances(1),
+                    "command": command_line("benchmarks.pictures"),
+                    "size": options.size,
+                }
                 options.output.write_text(
                     json.dumps(record | {"dtype": options.dtype, "runs": runs}, indent=2) + "\n"
                 )

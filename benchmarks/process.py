@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.memory import resident_bytes, watch_peak
 from benchmarks.trials import Trial
 
+CHILD = "--child"
 _REASON = 160  # characters of a reason that a row shows
 
 
@@ -113,6 +114,44 @@ class Worker:
         lines = self._log.read_text(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return f"ended with code {code}: {last}"
+
+
+def watch_once(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Let a child of `module` make ready, do its job once, and save the result.
+
+    It writes a line of JSON when it is ready and one when it is done, and waits for a line after each.
+
+    Returns:
+        What both lines say, and `peak`: bytes of resident memory above those that it had when it was ready.
+
+    Raises:
+        WorkerFailed: it ended before that.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, CHILD, json.dumps(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ready = process.stdout.readline()
+    before, done = resident_bytes(process.pid) if ready else 0, ""
+    with watch_peak(process.pid) as peak, suppress(BrokenPipeError):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        done = process.stdout.readline()
+    if ready and done:
+        process.stdin.write("save\n")
+        process.stdin.close()
+    if process.wait() or not done:
+        raise WorkerFailed(f"ended with code {process.returncode}")
+    return {"peak": peak[0] - before, **json.loads(ready), **json.loads(done)}
+
+
+def command_line(module: str) -> str:
+    """How this program was started, without the paths of this machine."""
+    return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def shorten(reason: str) -> str:
