@@ -1,6 +1,7 @@
 """The image autoencoders of diffusers as oracles: configurations of all published kinds, small, and random weights."""
 
 import diffusers
+from oracle import config as of_levels
 from oracle import randomise
 
 import temporal_vae
@@ -38,11 +39,7 @@ KINDS = {
 def config(**options) -> dict:
     """Fill in what follows from the widths."""
     levels = len(options["block_out_channels"])
-    kinds = {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-    }
-    return {**kinds, **options}
+    return {"up_block_types": ("UpDecoderBlock2D",) * levels, **of_levels(**options)}
 
 
 def pair(name: str, options: dict, seed: int = 0):

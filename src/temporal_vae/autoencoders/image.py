@@ -20,6 +20,11 @@ from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.model.checks import DOWN_BLOCK, UP_BLOCK, channels_into, check_image_config, check_latents
 from temporal_vae.streams import stream
 
+_CHECKED = (
+    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels",
+    "decoder_block_out_channels", "layers_per_block", "act_fn", "latent_channels", "norm_num_groups", "sample_size",
+)  # fmt: skip
+
 
 class ImageAutoencoder(Autoencoder):
     """An image encoder, and a decoder of the same blocks: each picture by itself.
@@ -30,14 +35,20 @@ class ImageAutoencoder(Autoencoder):
 
     post_quant_conv: Any  # or None
 
-    def _build(self, *, use_quant_conv: bool, use_post_quant_conv: bool) -> None:
-        """The network of the configuration."""
+    def _build(self) -> None:
+        """Make the network of the configuration.
+
+        Raises:
+            ConfigError: a value from which none can be built.
+        """
+        config = self.config
+        check_image_config(**{key: config.get(key) for key in _CHECKED})
         encoder, of_encoder = engine.built("encode", self.network)
         decoder, of_decoder = engine.built("decode", self.network)
         self.encoder, self.decoder = encoder(**of_encoder), decoder(**of_decoder)
-        channels = self.config.latent_channels
-        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if use_post_quant_conv else None
+        channels = config.latent_channels
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(
@@ -182,21 +193,8 @@ class AutoencoderKL(ImageAutoencoder, PublishedKL):  # type: ignore[misc]
         use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
     ) -> None:
-        check_image_config(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            decoder_block_out_channels=None,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            latent_channels=latent_channels,
-            norm_num_groups=norm_num_groups,
-            sample_size=sample_size,
-        )
         super(PublishedKL, self).__init__()  # the parent itself would build its own network
-        self._build(use_quant_conv=use_quant_conv, use_post_quant_conv=use_post_quant_conv)
+        self._build()
         self._begin(sample_size)
 
 
@@ -251,21 +249,8 @@ class AutoencoderKLFlux2(ImageAutoencoder, PublishedFlux2):  # type: ignore[misc
         batch_norm_momentum: float = 0.1,
         patch_size: tuple[int, int] = (2, 2),
     ) -> None:
-        check_image_config(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            decoder_block_out_channels=decoder_block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            latent_channels=latent_channels,
-            norm_num_groups=norm_num_groups,
-            sample_size=sample_size,
-        )
         super(PublishedFlux2, self).__init__()
-        self._build(use_quant_conv=use_quant_conv, use_post_quant_conv=use_post_quant_conv)
+        self._build()
         channels = prod(patch_size) * latent_channels
         self.bn = nn.BatchNorm2d(channels, eps=batch_norm_eps, momentum=batch_norm_momentum, affine=False)
         self._begin(sample_size)

@@ -52,8 +52,7 @@ def run(network: nn.Module, x: Tensor, plan: Plan, advance: Advance) -> Tensor:
     last = plan.levels[-1]
     channels = next(one.outputs for step in last.steps for one in step.passes if one.kind == "leave")
     result = x.new_empty((x.shape[0], channels, *last.size))
-    attentions = [part for part in network.modules() if isinstance(part, Attention)]
-    if x.dtype != torch.float16 or not all(map(is_plain, attentions)):  # others take what is not scaled
+    if x.dtype != torch.float16 or not _takes_scaled(network):
         _fill(result, network, x, plan, advance, scale=1)
         return result
     advance = at_most(plan.work, advance)
@@ -63,6 +62,11 @@ def run(network: nn.Module, x: Tensor, plan: Plan, advance: Advance) -> Tensor:
             if result.isfinite().all():
                 break
     return result
+
+
+def _takes_scaled(network: nn.Module) -> bool:
+    """Whether no attention has another processor, which would norm activations as they are."""
+    return all(is_plain(part) for part in network.modules() if isinstance(part, Attention))
 
 
 def _fill(result: Tensor, network: nn.Module, x: Tensor, plan: Plan, advance: Advance, *, scale: int) -> None:
