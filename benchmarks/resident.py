@@ -1,8 +1,9 @@
-"""What encode and decode take of resident memory beside what was planned.
+"""What encode and decode take of resident memory beside what was planned, of clips and of pictures.
 
 Each case runs in a fresh process on a machine that has compiled no kernel yet: the first call takes most.
 
-python -m benchmarks.resident         # all cases, as a table
+python -m benchmarks.resident              # all cases, as a table
+python -m benchmarks.resident pictures     # those of image autoencoders; or `clips`
 """
 
 import gc
@@ -17,13 +18,13 @@ SVD, SMALL, EMBEDDED = ([128, 256, 512, 512], 2), ([64, 128], 1), ([96, 96, 96],
 
 
 def case(job: str, network: tuple[list[int], int], frames: int, size: tuple[int, int], dtype: str, share: float,
-         threads: int = 2) -> dict[str, Any]:  # fmt: skip
+         threads: int = 2, pictures: bool = False) -> dict[str, Any]:  # fmt: skip
     """`share` is where the limit lies between the least that any rung takes (0) and all that is wanted (1)."""
-    names = ("job", "network", "frames", "size", "dtype", "share", "threads")
-    return dict(zip(names, (job, network, frames, size, dtype, share, threads), strict=True))
+    names = ("job", "network", "frames", "size", "dtype", "share", "threads", "pictures")
+    return dict(zip(names, (job, network, frames, size, dtype, share, threads, pictures), strict=True))
 
 
-CASES = [
+CLIPS = [
     case(*what, dtype, share)
     for dtype in ("float32", "bfloat16", "float16")
     for share in (0.0, 0.5, 1.0)
@@ -44,6 +45,22 @@ CASES = [
     case("decode", EMBEDDED, 14, (576, 1024), "bfloat16", 0.1),
     case("decode", EMBEDDED, 25, (320, 512), "float32", 0.1, threads=1),
 ]
+PICTURES = [
+    case(*what, dtype, share, pictures=True)
+    for dtype in ("float32", "bfloat16", "float16")
+    for what, shares in (
+        (("decode", SVD, 1, (256, 256)), (0.0, 1.0)),
+        (("decode", SVD, 5, (256, 256)), (1.0,)),
+        (("decode", SVD, 1, (512, 776)), (0.0, 0.5)),
+        (("decode", SVD, 1, (1024, 1024)), (0.0, 0.5, 1.0)),
+        (("decode", SVD, 1, (3000, 2000)), (0.0, 0.15)),
+        (("decode", SMALL, 3, (514, 386)), (0.0, 1.0)),
+        (("encode", SVD, 1, (777, 1001)), (0.0, 1.0)),
+        (("encode", SVD, 1, (3000, 2000)), (0.0,)),
+        (("encode", SMALL, 4, (333, 257)), (1.0,)),
+    )
+    for share in shares
+]
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
@@ -60,20 +77,20 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: tuple[int, int], dtype: str,
-                  share: float, threads: int) -> dict[str, Any]:  # fmt: skip
+                  share: float, threads: int, pictures: bool) -> dict[str, Any]:  # fmt: skip
     import torch
 
+    import temporal_vae
     from benchmarks.memory import resident_bytes, watch_peak
-    from temporal_vae import AutoencoderKLTemporalDecoder
     from temporal_vae.engine.storage import release_free_memory
 
     torch.set_num_threads(threads)
     widths, layers = network
-    model = AutoencoderKLTemporalDecoder(
-        block_out_channels=tuple(widths),
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        layers_per_block=layers,
-    )
+    levels: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * len(widths)}
+    if pictures:
+        levels["up_block_types"] = ("UpDecoderBlock2D",) * len(widths)
+    build = temporal_vae.AutoencoderKL if pictures else temporal_vae.AutoencoderKLTemporalDecoder
+    model = build(block_out_channels=tuple(widths), layers_per_block=layers, **levels)
     model = model.to(getattr(torch, dtype)).eval()
     planner = model.plan_decode if job == "decode" else model.plan_encode
     request = {"num_frames": frames, "height": size[0], "width": size[1]}
@@ -88,24 +105,28 @@ def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: t
     release_free_memory()
     before = resident_bytes(os.getpid())
     with watch_peak(os.getpid()) as peak, torch.no_grad():
-        result = model.decode(x, num_frames=frames) if job == "decode" else model.encode(x)
+        length = {} if pictures or job == "encode" else {"num_frames": frames}
+        result = getattr(model, job)(x, **length)
     del result
     return {"limit": limit, "planned": plan.peak, "found": peak[0] - before, "rung": plan.rung}
 
 
 def main() -> None:
-    """One case, named by JSON; or all of them."""
-    if len(sys.argv) > 1:
-        print(json.dumps(_measure_here(**json.loads(sys.argv[1]))))
+    """One case, named by JSON; or all of a kind, or all."""
+    asked = sys.argv[1] if len(sys.argv) > 1 else "all"
+    cases = {"clips": CLIPS, "pictures": PICTURES, "all": CLIPS + PICTURES}
+    if asked not in cases:
+        print(json.dumps(_measure_here(**json.loads(asked))))
         return
-    print(f"{'case':68} {'planned':>8} {'found':>8} {'share':>6}  rung")
-    for case in CASES:
+    print(f"{'case':78} {'planned':>8} {'found':>8} {'share':>6}  rung")
+    for case in cases[asked]:
         found, (widths, layers) = measure(case), case["network"]
         height, width = case["size"]
         named = f"{case['job']} {'-'.join(map(str, widths))}/{layers} {case['frames']}x{height}x{width}"
+        named += " pictures" if case["pictures"] else ""
         named += f" {case['dtype']}, {case['threads']} threads, {case['share']}"
         planned, taken = (found[key] / 2**20 for key in ("planned", "found"))
-        print(f"{named:68} {planned:7.0f}M {taken:7.0f}M {taken / planned:6.2f}  {found['rung']}", flush=True)
+        print(f"{named:78} {planned:7.0f}M {taken:7.0f}M {taken / planned:6.2f}  {found['rung']}", flush=True)
 
 
 if __name__ == "__main__":

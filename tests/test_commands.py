@@ -174,7 +174,7 @@ def test_info_describes_videos(tmp_path, capsys):
         (("encode", "missing.mp4", "x.safetensors"), 1, "missing.mp4: no such file"),
         (("encode", "{in}", "x.mp4"), 1, r"name it \*.safetensors"),
         (("encode", "{in}", "missing/x.safetensors"), 1, "create it first"),
-        (("decode", "{in}", "x.mp4"), 1, "is no complete safetensors file"),
+        (("decode", "{in}", "x.mp4"), 1, "is no safetensors or .npy file"),
         (("decode", "{latents}", "x.xyz"), 1, "x.xyz"),
         (("decode", "{latents}", "x.mp4", "--overlap", "25"), 1, "overlap=25"),
         (("reconstruct", "{in}", "x.mp4", "--device", "nowhere"), 1, "--device nowhere"),

@@ -14,7 +14,7 @@ def named(case):
 
 @pytest.mark.slow
 @pytest.mark.skipif(processor.host() is None, reason="no kernels for this processor: the peak is an estimate")
-@pytest.mark.parametrize("case", resident.CASES, ids=named)
+@pytest.mark.parametrize("case", resident.CLIPS + resident.PICTURES, ids=named)
 def test_resident_memory(case):
     found = resident.measure(case)
     assert found["planned"] <= found["limit"]

@@ -3,11 +3,12 @@
 import copy
 import re
 
+import kinds
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from oracle import config, noise, pair, randomise
+from oracle import config, noise, randomise
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -15,13 +16,12 @@ from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.engine import calls, originals
 from temporal_vae.model import blocks
 
-SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}  # both attentions run
 FRAMES, LATENTS = noise(2, 3, 16, 16), noise(2, 4, 4, 6)
 
 
-@pytest.fixture(scope="module")
-def as_built():
-    return pair(**SMALL)[0]
+@pytest.fixture(scope="module", params=kinds.KINDS)
+def as_built(request):
+    return kinds.pair(request.param)[0]
 
 
 @pytest.fixture
@@ -36,18 +36,23 @@ def plain(as_built):
         return {part: compute(as_built) for part, compute in COMPUTE.items()}
 
 
+@pytest.fixture
+def of_clips():
+    return kinds.pair(kinds.CLIPS)[0]
+
+
 def encoded(model):
-    return model.encode(FRAMES).latent_dist.parameters
+    return kinds.encode(model, FRAMES)
 
 
 def decoded(model):
-    return model.decode(LATENTS, num_frames=2).sample
+    return kinds.decode(model, LATENTS)
 
 
 def by_modules(model, part):
     if part == "encoder":
-        return model.quant_conv(model.encoder(FRAMES))
-    return model.decoder(LATENTS, num_frames=2, image_only_indicator=torch.zeros(1, 2))
+        return kinds.encode_by_modules(model, FRAMES)
+    return kinds.decode_by_modules(model, LATENTS)
 
 
 COMPUTE = {"encoder": encoded, "decoder": decoded}
@@ -153,10 +158,9 @@ def sizes_twice(part):
 
 
 def more_blocks(part):
-    if hasattr(part, "up_blocks"):
-        part.up_blocks[-1].resnets.append(randomise(blocks.SpatioTemporalResBlock(32, 32)))
-    else:
-        part.down_blocks[-1].resnets.append(randomise(blocks.SpatialResBlock(64, 64)))
+    resnets = blocks_of(part)[-1].resnets
+    width = 32 if hasattr(part, "up_blocks") else 64
+    resnets.append(randomise(type(resnets[-1])(width, width)))
 
 
 def fewer_blocks(part):
@@ -316,23 +320,25 @@ class Second(nn.Module):
 
 @pytest.mark.parametrize("change", TEMPORAL.values(), ids=TEMPORAL)
 @torch.no_grad()
-def test_temporal_layers(ours, plain, by_engine, change):
-    change(ours.decoder.up_blocks[0].resnets[1])
+def test_temporal_layers(of_clips, by_engine, change):
+    plain = decoded(of_clips)
+    by_engine.clear()
+    change(of_clips.decoder.up_blocks[0].resnets[1])
     try:
-        expected = by_modules(ours, "decoder")
+        expected = by_modules(of_clips, "decoder")
     except RuntimeError:
         with pytest.raises(RuntimeError):
-            decoded(ours)
+            decoded(of_clips)
     else:
-        assert torch.equal(decoded(ours), expected)
-        assert not torch.allclose(expected, plain["decoder"], rtol=1e-4)
+        assert torch.equal(decoded(of_clips), expected)
+        assert not torch.allclose(expected, plain, rtol=1e-4)
     assert not by_engine
 
 
 @torch.no_grad()
-def test_last_convolution_over_time(ours, by_engine):
-    ours.decoder.time_conv_out = randomise(nn.Conv3d(3, 3, 1))
-    assert torch.equal(decoded(ours), by_modules(ours, "decoder"))
+def test_last_convolution_over_time(of_clips, by_engine):
+    of_clips.decoder.time_conv_out = randomise(nn.Conv3d(3, 3, 1))
+    assert torch.equal(decoded(of_clips), by_modules(of_clips, "decoder"))
     assert not by_engine
 
 

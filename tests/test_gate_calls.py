@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import diffusers
+import kinds
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
-from oracle import assert_close, config, error, noise, pair
+from oracle import assert_close, error, noise
 from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,17 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from temporal_vae import AutoencoderKLTemporalDecoder as Ours
-
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about its own derivatives
 
-SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}
 FRAMES, LATENTS = noise(2, 3, 16, 16), noise(2, 4, 4, 6)
 
 
-@pytest.fixture(scope="module")
-def as_built():
-    return pair(**SMALL)
+@pytest.fixture(scope="module", params=kinds.KINDS)
+def as_built(request):
+    return kinds.pair(request.param)
 
 
 @pytest.fixture
@@ -41,8 +39,13 @@ def ours(models):
     return models[0]
 
 
+@pytest.fixture
+def of_clips():
+    return kinds.pair(kinds.CLIPS)
+
+
 def decoder_of(model):
-    return lambda z: model.decode(z, num_frames=2).sample
+    return lambda z: kinds.decode(model, z)
 
 
 def encoder_of(model):
@@ -108,7 +111,7 @@ def test_derivatives_of_weights(models, by_engine):
 
     def of(model, scale):
         weights = {"decoder.conv_in.weight": scale * model.decoder.conv_in.weight}
-        return torch.func.functional_call(model, weights, (FRAMES,), {"num_frames": 2}).sample
+        return torch.func.functional_call(model, weights, (FRAMES,), kinds.length(model)).sample
 
     found, expected = (
         torch.func.jvp(lambda scale, model=model: of(model, scale), (torch.ones(()),), (torch.ones(()),))[1]
@@ -123,10 +126,10 @@ def test_fake_and_meta(ours, by_engine):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        assert ours.decode(mode.from_tensor(LATENTS), num_frames=2).sample.shape == (2, 3, 8, 12)
+        assert kinds.decode(ours, mode.from_tensor(LATENTS)).shape == (2, 3, 8, 12)
         assert ours.encode(mode.from_tensor(FRAMES)).latent_dist.mean.shape == (2, 4, 8, 8)
     ours.to("meta")
-    assert ours.decode(LATENTS.to("meta"), num_frames=2).sample.shape == (2, 3, 8, 12)
+    assert kinds.decode(ours, LATENTS.to("meta")).shape == (2, 3, 8, 12)
     assert ours.encode(FRAMES.to("meta")).latent_dist.mean.shape == (2, 4, 8, 8)
     assert not by_engine
 
@@ -150,7 +153,7 @@ class Doubling(TorchFunctionMode):
 @torch.no_grad()
 def test_modes(models, by_engine):
     with Operations() as mode:
-        models[0].decode(LATENTS, num_frames=2)
+        kinds.decode(models[0], LATENTS)
     assert mode.seen.count("convolution") > 20
     counters = []
     for model in models:
@@ -159,7 +162,7 @@ def test_modes(models, by_engine):
         counters.append(counter.get_total_flops())
     assert counters[0] == counters[1] > 0
     with Doubling():
-        found, expected = (model.decode(LATENTS, num_frames=2).sample for model in models)
+        found, expected = (kinds.decode(model, LATENTS) for model in models)
     assert_close(found, expected)
     assert not by_engine
 
@@ -181,7 +184,8 @@ class Adapter(nn.Module):
 
 
 @torch.no_grad()
-def test_adapters(ours, by_engine):
+def test_adapters(of_clips, by_engine):
+    ours = of_clips[0]
     ours.decoder, ours.encoder = Adapter(ours.decoder), Adapter(ours.encoder)
     frames = ours.decode(LATENTS.repeat(2, 1, 1, 1), num_frames=2).sample
     assert_close(frames[:2], 2 * ours.decoder.part(LATENTS, num_frames=2))
@@ -198,33 +202,45 @@ def test_adapters(ours, by_engine):
 
 
 @torch.no_grad()
+def test_adapters_of_pictures(by_engine):
+    ours = kinds.pair(kinds.PICTURES)[0]
+    ours.decoder, ours.encoder = Adapter(ours.decoder), Adapter(ours.encoder)
+    z = ours.post_quant_conv(LATENTS)
+    assert_close(kinds.decode(ours, LATENTS), 2 * ours.decoder.part(z))
+    assert_close(kinds.encode(ours, FRAMES), ours.quant_conv(2 * ours.encoder.part(FRAMES)))
+    assert ours.decoder.seen == ours.encoder.seen == [{}]
+    assert not by_engine
+
+
+@torch.no_grad()
 def test_parts_of_diffusers(models, by_engine):
     ours, theirs = models
-    expected = [ours(FRAMES, num_frames=2).sample, theirs(FRAMES, num_frames=2).sample]
+    length = kinds.length(ours)
+    expected = [model(FRAMES, **length).sample for model in models]
     by_engine.clear()
+    others = copy.deepcopy(ours)
     ours.decoder, ours.encoder = theirs.decoder, theirs.encoder
-    assert torch.equal(ours(FRAMES, num_frames=2).sample, expected[1])
+    assert torch.equal(ours(FRAMES, **length).sample, expected[1])
     assert not by_engine
-    theirs.decoder, theirs.encoder = pair(**SMALL)[0].decoder, pair(**SMALL)[0].encoder  # and the other way
-    assert_close(theirs(FRAMES, num_frames=2).sample, expected[0], 2e-5)
+    theirs.decoder, theirs.encoder = others.decoder, others.encoder  # and the other way
+    assert_close(theirs(FRAMES, **length).sample, expected[0], 2e-5)
 
 
 def activated(model):
     """Other activations, and a factor that diffusers' blocks have."""
     model.encoder.conv_act, model.decoder.conv_act = nn.GELU(), nn.Tanh()
-    for block in (
-        model.encoder.down_blocks[1].resnets[0],
-        model.decoder.mid_block.resnets[0].spatial_res_block,
-    ):
+    middle = model.decoder.mid_block.resnets[0]
+    for block in (model.encoder.down_blocks[1].resnets[0], getattr(middle, "spatial_res_block", middle)):
         block.nonlinearity, block.output_scale_factor = nn.Hardswish(), 1.5
-    model.decoder.up_blocks[0].resnets[0].temporal_res_block.nonlinearity = nn.ReLU()
+    if kinds.length(model):
+        model.decoder.up_blocks[0].resnets[0].temporal_res_block.nonlinearity = nn.ReLU()
 
 
 @torch.no_grad()
 def test_activations_and_scales_are_where_diffusers_has_them(models, by_engine):
     for model in models:
         activated(model)
-    found, expected = (model(FRAMES, num_frames=2).sample for model in models)
+    found, expected = (model(FRAMES, **kinds.length(model)).sample for model in models)
     assert_close(found, expected)
     assert not by_engine
 
@@ -249,28 +265,28 @@ OVER_TIME = {
 
 @pytest.mark.parametrize("change", OVER_TIME.values(), ids=OVER_TIME)
 @torch.no_grad()
-def test_convolutions_over_time_changed_in_place(models, by_engine, change):
-    for model in models:
+def test_convolutions_over_time_changed_in_place(of_clips, by_engine, change):
+    for model in of_clips:
         change(model.decoder.up_blocks[0].resnets[0].temporal_res_block.conv2)
-    found, expected = (model.decode(LATENTS, num_frames=2).sample for model in models)
+    found, expected = (kinds.decode(model, LATENTS) for model in of_clips)
     assert_close(found, expected)
     assert not by_engine
 
 
 @torch.no_grad()
 def test_wrapped_parts(ours, by_engine):
-    expected = ours.decoder(LATENTS, num_frames=2)
+    expected = kinds.decode_by_modules(ours, LATENTS)
     ours.decoder = nn.DataParallel(ours.decoder)
-    assert torch.equal(ours.decode(LATENTS, num_frames=2).sample, expected)
+    assert torch.equal(kinds.decode(ours, LATENTS), expected)
     assert not by_engine
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiled_parts(ours, by_engine):
-    expected = ours.decoder(LATENTS, num_frames=2)
+    expected = kinds.decode_by_modules(ours, LATENTS)
     ours.decoder = torch.compile(ours.decoder, backend="eager")
-    assert torch.equal(ours.decode(LATENTS, num_frames=2).sample, expected)
+    assert torch.equal(kinds.decode(ours, LATENTS), expected)
     ours.encoder.compile(backend="eager")
     assert_close(ours.encode(FRAMES).latent_dist.parameters, ours.quant_conv(ours.encoder(FRAMES)))
     assert not by_engine
@@ -290,18 +306,18 @@ def test_quant_conv_is_a_module_like_any_other(ours, by_engine):
 @torch.no_grad()
 def test_calls_that_were_replaced(ours, monkeypatch):
     calls = []
-    decode = ours.decode
+    decode, length = ours.decode, kinds.length(ours)
     ours.decode = lambda z, **options: calls.append(options) or decode(z, **options)
-    ours(FRAMES, num_frames=2)
-    assert calls == [{"num_frames": 2}]
+    ours(FRAMES, **length)
+    assert calls == [length]
 
-    class Scaled(Ours):
-        def decode(self, z, num_frames, return_dict=True):
-            return super().decode(z / 2, num_frames, return_dict)
+    class Scaled(type(ours)):
+        def decode(self, z, *arguments, **options):
+            return super().decode(z / 2, *arguments, **options)
 
-    scaled = Scaled(**config(**SMALL)).eval()
+    scaled = Scaled.from_config(ours.config).eval()
     scaled.load_state_dict(ours.state_dict())
-    assert torch.equal(scaled.decode(2 * LATENTS, 2).sample, decode(LATENTS, num_frames=2).sample)
+    assert torch.equal(kinds.decode(scaled, 2 * LATENTS), decode(LATENTS, **length).sample)
 
 
 @pytest.mark.slow
@@ -345,34 +361,34 @@ def said(caplog):
 
 
 def test_gradients_under_a_limit(ours, said, by_engine):
-    ours.decode(LATENTS, num_frames=2)
+    kinds.decode(ours, LATENTS)
     ours.encode(FRAMES)
     assert said() == []  # this is how one trains
     ours.enable_tiling(memory_limit="200MiB")
     for _ in range(2):
-        ours.decode(LATENTS, num_frames=2)
+        kinds.decode(ours, LATENTS)
         ours.encode(FRAMES)
     for line, call in zip(said(), ("decode", "encode"), strict=True):
         assert line.startswith(f"{call}: the memory limit is not kept")
         assert "gradients are recorded" in line
         assert "torch.no_grad()" in line
     with torch.no_grad():
-        ours.decode(LATENTS, num_frames=2)
-    ours.requires_grad_(False).decode(LATENTS, num_frames=2)
+        kinds.decode(ours, LATENTS)
+    kinds.decode(ours.requires_grad_(False), LATENTS)
     assert said() == []
-    ours.decode(LATENTS.clone().requires_grad_(), num_frames=2)
+    kinds.decode(ours, LATENTS.clone().requires_grad_())
     assert said() == []  # that was said
     assert by_engine == {"decode": 2}
 
 
 def under_autocast(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model.decode(LATENTS, num_frames=2)
+        kinds.decode(model, LATENTS)
 
 
 def under_mode(model):
     with Operations():
-        model.decode(LATENTS, num_frames=2)
+        kinds.decode(model, LATENTS)
 
 
 def traced(model):
@@ -386,13 +402,13 @@ def in_forward_mode(model):
 
 def hooked(model):
     model.decoder.register_forward_hook(lambda *_: None)
-    model.decode(LATENTS, num_frames=2)
+    kinds.decode(model, LATENTS)
 
 
 def changed(model):
     model.decoder.conv_in.padding_mode = "circular"
     model.decoder.conv_in._reversed_padding_repeated_twice = [1, 1, 1, 1]
-    model.decode(LATENTS, num_frames=2)
+    kinds.decode(model, LATENTS)
 
 
 REASONS = {
@@ -400,7 +416,7 @@ REASONS = {
     "tracing": (traced, "traced"),
     "forward mode": (in_forward_mode, "function transform"),
     "modes": (under_mode, "mode"),
-    "device": (lambda model: model.to("meta").decode(LATENTS.to("meta"), num_frames=2), "device is meta"),
+    "device": (lambda model: kinds.decode(model.to("meta"), LATENTS.to("meta")), "device is meta"),
     "hooks": (hooked, "has hooks"),
     "changed": (changed, "conv_in"),
 }
@@ -434,10 +450,11 @@ def test_without_a_limit_changes_are_said(ours, said):
 
 
 def test_the_modules_give_the_numbers(ours):
-    limited = pair(**SMALL)[0]
+    limited = copy.deepcopy(ours)
     limited.enable_tiling(memory_limit="200MiB")
-    assert error(limited.decode(LATENTS, 2).sample, ours.decode(LATENTS, 2).sample) == 0
+    assert error(kinds.decode(limited, LATENTS), kinds.decode(ours, LATENTS)) == 0
 
 
-def test_diffusers_is_what_is_compared():
-    assert isinstance(pair(**SMALL)[1], diffusers.AutoencoderKLTemporalDecoder)
+def test_diffusers_is_what_is_compared(models):
+    ours, theirs = models
+    assert type(theirs) is getattr(diffusers, type(ours).__name__)

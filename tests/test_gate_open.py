@@ -4,24 +4,24 @@ import copy
 import pickle
 
 import accelerate
+import kinds
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers.models.attention_processor import AttnProcessor
-from oracle import assert_close, noise, pair
+from oracle import assert_close, noise
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from temporal_vae import AutoencoderKLTemporalDecoder as Ours
 
-SMALL = {"block_out_channels": (32, 64), "layers_per_block": 2}
 FRAMES, LATENTS = noise(2, 3, 16, 16), noise(2, 4, 4, 6)
 ENGINE = 2e-5  # how far the engine may be from the modules, of the output's scale
 
 
-@pytest.fixture(scope="module")
-def as_built():
-    return pair(**SMALL)
+@pytest.fixture(scope="module", params=[*kinds.KINDS, "AutoencoderKLFlux2"])
+def as_built(request):
+    return kinds.pair(request.param)
 
 
 @pytest.fixture
@@ -29,27 +29,31 @@ def models(as_built):
     return copy.deepcopy(as_built)
 
 
+@pytest.fixture
+def ours(models):
+    return models[0]
+
+
 def both(model):
     parameter = next(model.parameters())
-    x, z = FRAMES.to(parameter), LATENTS.to(parameter)
-    return model.encode(x).latent_dist.parameters, model.decode(z, num_frames=2).sample
+    return kinds.encode(model, FRAMES.to(parameter)), kinds.decode(model, LATENTS.to(parameter))
 
 
 def loaded(ours, theirs, tmp_path):
     ours.save_pretrained(tmp_path)
-    return Ours.from_pretrained(tmp_path)
+    return type(ours).from_pretrained(tmp_path)
 
 
 def mapped(ours, theirs, tmp_path):
     ours.save_pretrained(tmp_path)
-    return Ours.from_pretrained(tmp_path, device_map={"": "cpu"}, low_cpu_mem_usage=True)
+    return type(ours).from_pretrained(tmp_path, device_map={"": "cpu"}, low_cpu_mem_usage=True)
 
 
 def single_file(ours, theirs, tmp_path):
     from temporal_vae.checkpoints.convert import save_single_file
 
     save_single_file(ours, tmp_path / "one.safetensors")
-    return Ours.from_single_file(tmp_path / "one.safetensors")
+    return type(ours).from_single_file(tmp_path / "one.safetensors")
 
 
 def fused(ours, theirs, tmp_path):
@@ -104,7 +108,9 @@ def channels_last(ours, theirs, tmp_path):
 
 
 def shared(ours, theirs, tmp_path):
-    first, second = (ours.decoder.up_blocks[0].resnets[i].temporal_res_block for i in (0, 1))
+    first, second = (ours.decoder.up_blocks[0].resnets[i] for i in (0, 1))
+    if kinds.length(ours):
+        first, second = first.temporal_res_block, second.temporal_res_block
     first.conv1.weight = second.conv1.weight
     return ours
 
@@ -133,7 +139,7 @@ def swapped(ours, theirs, tmp_path):
 
 def meta_first(ours, theirs, tmp_path):
     with torch.device("meta"):
-        model = Ours.from_config(ours.config)
+        model = type(ours).from_config(ours.config)
     model.load_state_dict(ours.state_dict(), assign=True)
     return model.eval()
 
@@ -143,7 +149,7 @@ WAYS = {
     "loaded": loaded,
     "loaded with a map": mapped,
     "single file": single_file,
-    "from a module": lambda ours, theirs, _: Ours.from_module(theirs),
+    "from a module": lambda ours, theirs, _: type(ours).from_module(theirs),
     "meta first": meta_first,
     "float64": lambda ours, theirs, _: ours.to(torch.float64),
     "bfloat16": lambda ours, theirs, _: ours.to(torch.bfloat16),
@@ -173,11 +179,9 @@ def test_goes_through_the_engine(models, by_engine, caplog, tmp_path, way):
     assert by_engine == {"encode": 1, "decode": 1}
     x, z = FRAMES.to(found[0].dtype), LATENTS.to(found[0].dtype)
     if x.dtype != torch.bfloat16:
-        assert_close(found[0], model.quant_conv(model.encoder(x)), ENGINE)
-        assert_close(found[1], model.decoder(z, num_frames=2), ENGINE)
-    assert not [
-        record for record in caplog.records if record.name.startswith("temporal_vae.autoencoders.temporal")
-    ]
+        assert_close(found[0], kinds.encode_by_modules(model, x), ENGINE)
+        assert_close(found[1], kinds.decode_by_modules(model, z), ENGINE)
+    assert not [line for line in caplog.messages if line.startswith(("encode:", "decode:"))]
 
 
 @torch.no_grad()
@@ -187,8 +191,8 @@ def test_the_embedded_model(by_engine):
     assert by_engine == {"encode": 1, "decode": 1}
 
 
-def test_frozen_weights_in_grad_mode(by_engine):
-    ours = pair(**SMALL)[0].requires_grad_(False)
+def test_frozen_weights_in_grad_mode(ours, by_engine):
+    ours.requires_grad_(False)
     expected = both(ours)
     assert by_engine == {"encode": 1, "decode": 1}
     ours.enable_gradient_checkpointing()
@@ -200,40 +204,38 @@ def test_frozen_weights_in_grad_mode(by_engine):
 
 @pytest.mark.parametrize("device", ["meta", "cuda", "cpu"])
 @torch.no_grad()
-def test_default_device(by_engine, device):
-    ours = pair(**SMALL)[0]
+def test_default_device(ours, by_engine, device):
     expected = both(ours)
     with torch.device(device):
         for workers in (1, 2):
             threads = torch.get_num_threads()
             torch.set_num_threads(workers)
-            assert_close(ours.decode(LATENTS, num_frames=2).sample, expected[1], ENGINE)
+            assert_close(kinds.decode(ours, LATENTS), expected[1], ENGINE)
             assert_close(ours.encode(FRAMES).latent_dist.parameters, expected[0], ENGINE)
             torch.set_num_threads(threads)
         assert by_engine == {"encode": 3, "decode": 3}
         ours.set_attn_processor(AttnProcessor())
-        assert_close(ours.decode(LATENTS, num_frames=2).sample, expected[1], ENGINE)
+        assert_close(kinds.decode(ours, LATENTS), expected[1], ENGINE)
         assert by_engine["decode"] == 3
 
 
 @torch.no_grad()
-def test_inference_tensors_and_parameters(by_engine):
-    ours = pair(**SMALL)[0]
+def test_inference_tensors_and_parameters(ours, by_engine):
     with torch.inference_mode():
         z = LATENTS.clone()
-    ours.decode(z, num_frames=2)
-    found = ours.decode(nn.Parameter(LATENTS), num_frames=2).sample
+    kinds.decode(ours, z)
+    found = kinds.decode(ours, nn.Parameter(LATENTS))
     assert type(found) is torch.Tensor
     assert by_engine["decode"] == 2
 
 
 @torch.no_grad()
-def test_other_weights_for_one_call(by_engine):
-    ours, other = pair(**SMALL)[0], pair(seed=3, **SMALL)[0]
+def test_other_weights_for_one_call(ours, by_engine):
+    other, length = kinds.pair(type(ours).__name__, seed=3)[0], kinds.length(ours)
     weights = {name: parameter.detach().clone() for name, parameter in other.named_parameters()}
-    found = torch.func.functional_call(ours, weights, (FRAMES,), {"num_frames": 2}).sample
-    assert torch.equal(found, other(FRAMES, num_frames=2).sample)
-    assert not torch.equal(found, ours(FRAMES, num_frames=2).sample)
+    found = torch.func.functional_call(ours, weights, (FRAMES,), length).sample
+    assert torch.equal(found, other(FRAMES, **length).sample)
+    assert not torch.equal(found, ours(FRAMES, **length).sample)
     assert by_engine == {"encode": 3, "decode": 3}
 
 

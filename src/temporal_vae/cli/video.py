@@ -9,6 +9,7 @@ import click
 
 from temporal_vae.cli.console import print_json, progress_bar
 from temporal_vae.cli.options import (
+    RateType,
     cut_options,
     json_option,
     memory_option,
@@ -57,6 +58,10 @@ def encode(source: str, target: str, vae: Autoencoder, as_json: bool, **selectio
     metavar="SEED",
     help="Decode a sample of the posterior, not its mean.",
 )
+@click.option(
+    "--scaled", is_flag=True, help="IN is a plain tensor of a diffusion model: undo its scaling and shift."
+)
+@click.option("--fps", type=RateType(), help="Frames per second of a plain tensor; 24 by default.")
 @click.option("--audio-from", metavar="VIDEO", help="Write the sound of this video too.")
 @takes_audio
 @output_options
@@ -66,7 +71,8 @@ def encode(source: str, target: str, vae: Autoencoder, as_json: bool, **selectio
 def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options: Any) -> None:
     """Turn latents back into a video.
 
-    OUT gets the size, rate and time stamps of the video that the latent file IN was made of.
+    OUT gets the size, rate and time stamps of the video that the latent file IN was made of. IN may also be a plain
+    tensor, as pipelines and ComfyUI give latents: *.safetensors, *.latent or *.npy.
     """
     from temporal_vae.video.pipeline import decode_video
 

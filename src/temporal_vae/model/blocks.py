@@ -193,6 +193,11 @@ def spatial_attention(channels: int, *, groups: int = GROUPS) -> Attention:
     )
 
 
+def spatial_attentions(channels: int, count: int, *, groups: int) -> nn.ModuleList:
+    """One behind each residual block of a level."""
+    return nn.ModuleList(spatial_attention(channels, groups=groups) for _ in range(count))
+
+
 class UNetMidBlock2D(Checkpointable):
     """Residual block, attention, residual block at the lowest resolution."""
 

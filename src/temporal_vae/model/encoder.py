@@ -12,46 +12,38 @@ from temporal_vae.model.blocks import (
     Downsample,
     SpatialResBlock,
     UNetMidBlock2D,
-    spatial_attention,
+    spatial_attentions,
 )
 
 
 class DownEncoderBlock2D(Checkpointable):
-    """One level: `layers` residual blocks, then a halving of the image on all levels but the last."""
+    """One level: `layers` residual blocks, then a halving of the image on all levels but the last.
+
+    With `attention`, one follows each block; published models have that level as `AttnDownEncoderBlock2D`.
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, layers: int, downsample: bool, groups: int = GROUPS
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        downsample: bool,
+        groups: int = GROUPS,
+        attention: bool = False,
     ) -> None:
         super().__init__()
+        self.attentions = spatial_attentions(out_channels, layers, groups=groups) if attention else None
         widths = [in_channels] + [out_channels] * layers
         self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
         self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x = hidden_states
-        for resnet in self.resnets:
+        for index, resnet in enumerate(self.resnets):
             x = self.run(resnet, x, temb=None)
-        for downsampler in self.downsamplers or ():
-            x = self.run(downsampler, x)
-        return x
-
-
-class AttnDownEncoderBlock2D(Checkpointable):
-    """One level as `DownEncoderBlock2D`, with an attention behind each residual block."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, layers: int, downsample: bool, groups: int = GROUPS
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.attentions = nn.ModuleList(spatial_attention(out_channels, groups=groups) for _ in range(layers))
-        self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
-        self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        x = hidden_states
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = self.run(attention, self.run(resnet, x, temb=None))
+            if self.attentions is not None:
+                x = self.run(self.attentions[index], x)
         for downsampler in self.downsamplers or ():
             x = self.run(downsampler, x)
         return x
@@ -83,9 +75,14 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for level, widths in enumerate(pairwise((first, *block_out_channels))):
-            kind = AttnDownEncoderBlock2D if any(attentions[level : level + 1]) else DownEncoderBlock2D
-            halves = level < len(block_out_channels) - 1
-            self.down_blocks.append(kind(*widths, layers=layers_per_block, downsample=halves, groups=groups))
+            block = DownEncoderBlock2D(
+                *widths,
+                layers=layers_per_block,
+                downsample=level < len(block_out_channels) - 1,
+                groups=groups,
+                attention=any(attentions[level : level + 1]),
+            )
+            self.down_blocks.append(block)
         self.mid_block = UNetMidBlock2D(last, groups=groups, attention=mid_attention)
         self.conv_norm_out = nn.GroupNorm(groups, last, eps=SPATIAL_EPS)
         self.conv_act = nn.SiLU()

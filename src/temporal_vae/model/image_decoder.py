@@ -12,46 +12,38 @@ from temporal_vae.model.blocks import (
     SpatialResBlock,
     UNetMidBlock2D,
     Upsample,
-    spatial_attention,
+    spatial_attentions,
 )
 
 
 class UpDecoderBlock2D(Checkpointable):
-    """One level: `layers` residual blocks, then a doubling of the image on all levels but the final one."""
+    """One level: `layers` residual blocks, then a doubling of the image on all levels but the final one.
+
+    With `attention`, one follows each block; published models have that level as `AttnUpDecoderBlock2D`.
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, layers: int, upsample: bool, groups: int = GROUPS
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        upsample: bool,
+        groups: int = GROUPS,
+        attention: bool = False,
     ) -> None:
         super().__init__()
+        self.attentions = spatial_attentions(out_channels, layers, groups=groups) if attention else None
         widths = [in_channels] + [out_channels] * layers
         self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
         self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
 
     def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
         x = hidden_states
-        for resnet in self.resnets:
+        for index, resnet in enumerate(self.resnets):
             x = self.run(resnet, x, temb=temb)
-        for upsampler in self.upsamplers or ():
-            x = self.run(upsampler, x)
-        return x
-
-
-class AttnUpDecoderBlock2D(Checkpointable):
-    """One level as `UpDecoderBlock2D`, with an attention behind each residual block."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, layers: int, upsample: bool, groups: int = GROUPS
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.attentions = nn.ModuleList(spatial_attention(out_channels, groups=groups) for _ in range(layers))
-        self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
-        self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
-
-    def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
-        x = hidden_states
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = self.run(attention, self.run(resnet, x, temb=temb), temb=temb)
+            if self.attentions is not None:
+                x = self.run(self.attentions[index], x, temb=temb)
         for upsampler in self.upsamplers or ():
             x = self.run(upsampler, x)
         return x
@@ -85,9 +77,14 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         self.mid_block = UNetMidBlock2D(first, groups=groups, attention=mid_attention)
         for level, widths in enumerate(pairwise((first, *reversed(block_out_channels)))):
-            kind = AttnUpDecoderBlock2D if any(attentions[level : level + 1]) else UpDecoderBlock2D
-            doubles = level < len(block_out_channels) - 1
-            self.up_blocks.append(kind(*widths, layers=layers_per_block + 1, upsample=doubles, groups=groups))
+            block = UpDecoderBlock2D(
+                *widths,
+                layers=layers_per_block + 1,
+                upsample=level < len(block_out_channels) - 1,
+                groups=groups,
+                attention=any(attentions[level : level + 1]),
+            )
+            self.up_blocks.append(block)
         self.conv_norm_out = nn.GroupNorm(groups, last, eps=SPATIAL_EPS)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(last, out_channels, 3, padding=1)

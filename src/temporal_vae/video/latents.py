@@ -32,7 +32,8 @@ from temporal_vae.media.frames import Color, clip_starts
 from temporal_vae.outputs import check_readable, check_writable, complete_or_nothing, writing
 
 FORMAT_VERSION = 1
-_METADATA_KEY = "temporal_vae"
+METADATA_KEY = "temporal_vae"
+"""Where a latent file describes itself."""
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _OF_ALL = (
     "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels", "scaling_factor",
@@ -195,7 +196,7 @@ class LatentInfo:
 
 def check_latent_target(target: str | Path) -> None:
     """Raise `LatentFileError` where `target` could not be written, or is no name of a latent file."""
-    with _refusing(Path(target)):
+    with refusing(Path(target)):
         check_writable(target)
     if Path(target).suffix != ".safetensors":
         raise LatentFileError(f"{target}: latent files are safetensors; name it *.safetensors")
@@ -223,7 +224,7 @@ class LatentWriter:
 
     def __enter__(self) -> LatentWriter:
         # The header of safetensors comes first and holds the length, so each tensor waits in a file of its own.
-        with _refusing(self.target):
+        with refusing(self.target):
             self._parts: dict[str, IO[bytes]] = {
                 name: self._open.enter_context(tempfile.TemporaryFile(dir=self.target.resolve().parent))  # noqa: SIM115
                 for name in ("mean", "logvar")
@@ -239,7 +240,7 @@ class LatentWriter:
         self._shape, self._dtype = tuple(mean.shape[1:]), mean.dtype
         self._timestamps += timestamps
         for part, tensor in zip(self._parts.values(), (mean, logvar), strict=True):
-            with _refusing(self.target):
+            with refusing(self.target):
                 part.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
     def __exit__(
@@ -253,7 +254,7 @@ class LatentWriter:
         if not self._timestamps:
             raise LatentFileError(f"{self.target}: there are no frames to write")
         self.info = replace(self.info, timestamps=tuple(self._timestamps))
-        header: dict[str, Any] = {"__metadata__": {_METADATA_KEY: self.info.to_json()}}
+        header: dict[str, Any] = {"__metadata__": {METADATA_KEY: self.info.to_json()}}
         offset = 0
         for name, part in self._parts.items():
             size = part.tell()
@@ -266,7 +267,7 @@ class LatentWriter:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
         target = self.target
-        with _refusing(target), complete_or_nothing(target) as temporary, temporary.open("wb") as file:
+        with refusing(target), complete_or_nothing(target) as temporary, temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for part in self._parts.values():
                 part.seek(0)
@@ -286,11 +287,11 @@ class LatentReader:
     def __init__(self, source: str | Path, *, vae: Autoencoder | None = None) -> None:
         """Open `source` and check it; with `vae`, refuse latents that another model made."""
         self.source = Path(source)
-        with _refusing(self.source):
+        with refusing(self.source):
             check_readable(source)
         try:
             self._file: Any = safe_open(str(self.source), framework="pt")
-            self.info = LatentInfo.from_json((self._file.metadata() or {})[_METADATA_KEY])
+            self.info = LatentInfo.from_json((self._file.metadata() or {})[METADATA_KEY])
             self._tensors = {name: self._file.get_slice(name) for name in ("mean", "logvar")}
             self._check_shapes()
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -347,7 +348,7 @@ class LatentReader:
 
 
 @contextmanager
-def _refusing(target: Path) -> Iterator[None]:
+def refusing(target: Path) -> Iterator[None]:
     """Say what the system or the checks of a target say as `LatentFileError`."""
     try:
         with writing(target):

@@ -23,7 +23,7 @@ from temporal_vae.amounts import MemoryLimit
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.media.audio import Audio
-from temporal_vae.media.frames import Clip, clip_starts
+from temporal_vae.media.frames import Clip, clip_starts, exact
 from temporal_vae.media.reader import Size, VideoReader
 from temporal_vae.media.writer import VideoWriter
 from temporal_vae.metrics import QualityMeter
@@ -33,11 +33,11 @@ from temporal_vae.video.coder import CLIP_FRAMES, Coder
 from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.latents import (
     LatentInfo,
-    LatentReader,
     LatentWriter,
     ModelIdentity,
     check_latent_target,
 )
+from temporal_vae.video.plain_latents import open_latents
 from temporal_vae.video.report import Report, peak_memory, report_path
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.work import Progress
@@ -143,21 +143,26 @@ def decode_video(
     clip_frames: int | None = CLIP_FRAMES,
     overlap: int = 0,
     sample_seed: int | None = None,
+    scaled: bool = False,
+    fps: Fraction | float | str | None = None,
     audio_from: str | Path | None = None,
     memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
     **output: Unpack[Output],
 ) -> LatentInfo:
-    """Decode a latent file into a video of the size, rate and time stamps of its source.
+    """Decode latents into a video; those of a latent file into one of the size, rate and time stamps of its source.
 
     Args:
-        source: a latent file.
+        source: a latent file; or the latents of another program as a single tensor, in safetensors or `.npy`: `(c, h,
+            w)`, `(t, c, h, w)`, `(c, t, h, w)`, `(1, c, t, h, w)` or `(1, t, c, h, w)`.
         target: the video, or a folder for PNG images.
         vae: the model that encoded; the embedded one by default.
         clip_frames: frames that are decoded as one clip; `None` for the whole video. It changes the pixels. Of no
             meaning where the model is an image autoencoder, which decodes each frame by itself.
         overlap: frames that neighbouring clips share and cross-fade over.
         sample_seed: decode a sample of the posterior, drawn with this seed, rather than its mean.
+        scaled: a single tensor holds the latents of a diffusion model, which are scaled and shifted; undo that.
+        fps: frames per second of a single tensor; 24 by default.
         audio_from: a video whose sound is written too.
         memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
             default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
@@ -168,14 +173,15 @@ def decode_video(
         The metadata of the latents.
 
     Raises:
-        InputError: an overlap of clips for an image autoencoder.
-        LatentFileError: a source that is damaged or was made by another model.
+        InputError: an overlap of clips for an image autoencoder; `scaled` or `fps` of a latent file, which says both.
+        LatentFileError: a source that is damaged, was made by another model, or holds no such latents.
         MediaError: a target that cannot be written.
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
     check_writable(target)
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
-    with LatentReader(source, vae=vae) as reader:
+    rate = None if fps is None else exact(fps, "fps")
+    with open_latents(source, vae=vae, scaled=scaled, fps=rate, sampled=sample_seed is not None) as reader:
         check_apart([target], [source])
         info = reader.info
         coder = Coder(vae, info.height, info.width, memory_limit=memory_limit, progress=progress)
