@@ -186,8 +186,9 @@ def test_set_processors_by_name(ours):
 def test_the_engine_knows_the_attention_that_comes_with_the_network(ours, monkeypatch):
     """It computes it by itself, in less memory; with another processor, the module is called."""
     calls = []
-    add = attention_pass.add_attention
-    monkeypatch.setattr(attention_pass, "add_attention", lambda *a, **k: calls.append(a[1]) or add(*a, **k))
+    for name in ("add_attention", "add_by_kernels"):
+        add = getattr(attention_pass, name)
+        monkeypatch.setattr(attention_pass, name, lambda *a, add=add: calls.append(a[2]) or add(*a))
     expected = run(ours)
     attentions = [*ours.encoder.mid_block.attentions, *ours.decoder.mid_block.attentions]
     assert set(calls) == set(attentions)

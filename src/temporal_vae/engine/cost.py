@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
 
-from temporal_vae.engine import processor
+from temporal_vae.engine import overheads, processor
 from temporal_vae.engine.geometry import (
     BLOCK,
     ITEMSIZE,
@@ -30,7 +30,7 @@ from temporal_vae.engine.geometry import (
     scratch_bytes,
     sums_bytes,
 )
-from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SLACK, TEMPORARIES, attention_bytes
+from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SLACK, TEMPORARIES
 from temporal_vae.engine.schedule import (
     WHOLE,
     Activation,
@@ -45,7 +45,6 @@ from temporal_vae.engine.schedule import (
 )
 
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
-LANES = 16  # values of a vector, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +204,7 @@ class Workload:
         """Bytes of what the workers and the kernels take."""
         if not self.native:
             return self.workers * TEMPORARIES * STRIP_BYTES[self.device]
-        packing = packing_bytes(self._widest, 9, LANES) if self.arithmetic == "int16" else 0
+        packing = packing_bytes(self._widest, 9) if self.arithmetic == "int16" else 0
         return self.workers * (scratch + packing + PER_WORKER) + weights
 
     def _step(self, step: Step) -> _StepCost:
@@ -258,9 +257,7 @@ class Workload:
 
     def _held(self, activation: Activation | None) -> int:
         """Bytes of a frame in memory."""
-        if activation is None or activation.keep != "memory":
-            return 0
-        return activation.values * self.item
+        return activation.values * self.item if activation and activation.keep == "memory" else 0
 
     def _spill(self, step: Step, spilled: dict[int, int]) -> None:
         """Count the frames in the file; a state of another size was counted where it was made."""
@@ -280,12 +277,14 @@ class Workload:
 
     def _attention(self, state: Activation) -> tuple[int, int]:
         """Bytes from the pool, and of temporaries; a spilled frame is brought back."""
-        pooled, besides = attention_bytes(self.device, self.dtype, prod(state.size), state.channels)
+        pooled, besides = overheads.attention_bytes(self.device, self.dtype, prod(state.size), state.channels)
         return pooled + (state.values * self.item if state.keep == "spilled" else 0), besides
 
     def _scratch(self, step: Step, one: Pass) -> int:
         """Bytes of scratch that a job takes; each piece may take 64 more."""
-        if one.kind in ("attend", "finish"):
+        if one.kind == "attend":
+            return overheads.attention_scratch(self.device, self.dtype, one.inputs)
+        if one.kind == "finish":
             return 0
         if one.kind == "temporal":
             return self._scratch_over_time(step, one)

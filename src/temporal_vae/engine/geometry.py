@@ -15,8 +15,12 @@ ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 VECTOR = 32  # channels of activations are a multiple of it: as many as kernels read and write at least
 TILE = 4  # rows and columns that Winograd filtering computes at once: strips begin on multiples of it
 BLOCK = 48  # tiles that are transformed, multiplied and transformed back together, in the cache of one core
-QUERIES = 2048  # pixels whose attention is computed at once
+QUERIES = 2048  # pixels whose queries, keys and values are computed at once
+ANSWERED = 8 * QUERIES  # pixels whose attention is computed at once
+ATTENTION_KEYS = 256  # pixels that a query is compared with at a time
+ATTENTION_ROWS = 192  # queries of a job, at most; kernels multiply 12 or 6 at a time
 LINE = 64  # bytes of a cache line
+LANES = 16  # float32 of a vector, at most
 DIRECT_ROWS = 32  # pixels that are multiplied at a time, at most, where nothing is filtered
 PAD = 16  # floats between the rows of scratch, so that rows do not compete for the same cache sets
 
@@ -147,7 +151,7 @@ def scratch_bytes(inputs: int, outputs: int, points: int, *, fixed: bool = False
     return kept + points * (transformed + products + own + 2 * PAD * 4)
 
 
-def packing_bytes(inputs: int, taps: int, lanes: int) -> int:
+def packing_bytes(inputs: int, taps: int, lanes: int = LANES) -> int:
     """Bytes of scratch in which a vector of outputs is packed as integers: its weights, and what is known of them."""
     return POINTS[taps] * (inputs + 3) * lanes * 4
 
@@ -178,6 +182,17 @@ def direct_bytes(inputs: int, taps: int, *, pairs: bool) -> int:
     else:
         staged = taps * direct_block(inputs, taps, pairs=pairs)
     return DIRECT_ROWS * 2 * 16 * 4 + (staged + DIRECT_ROWS) * direct_row(inputs, pairs=pairs)
+
+
+def attention_rows(queries: int, workers: int) -> int:
+    """Queries of a job of attention: few enough that every worker has some jobs."""
+    least = 12  # rows that are multiplied at a time, at most
+    return min(ATTENTION_ROWS, max(1, -(-queries // (4 * workers * least))) * least)
+
+
+def attention_room(channels: int) -> int:
+    """Bytes of scratch of a job of attention: queries, what they find, their scores, the largest and their sums."""
+    return ATTENTION_ROWS * (2 * (4 * channels + LINE) + 4 * ATTENTION_KEYS + LINE + 2 * LINE)
 
 
 DIRECT_BYTES = 384 * 2**10  # of staged pixels, in the cache of one core

@@ -6,7 +6,7 @@ The figures were measured: `python -m benchmarks.resident` compares what they co
 from __future__ import annotations
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import ITEMSIZE, QUERIES
+from temporal_vae.engine.geometry import ANSWERED, ITEMSIZE, QUERIES, VECTOR, attention_room, padded
 
 MIB = 2**20
 FIRST_USE = {"float32": 96 * MIB, "int16": 104 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
@@ -24,7 +24,16 @@ _BUFFERS = 8 * MIB  # of the matrix products in it
 def attention_bytes(device: str, dtype: str, pixels: int, channels: int) -> tuple[int, int]:
     """Bytes that attention over a frame takes from the pool, and of temporaries."""
     values = pixels * channels
+    if processor.attends(device, dtype):
+        keys = padded(pixels, VECTOR) * channels
+        queries = min(QUERIES, pixels) * channels * 4
+        return (2 * keys + min(ANSWERED, pixels) * channels) * 4, _PARTS * queries + _BUFFERS
     item = ITEMSIZE[processor.attention_type(device, dtype)]
     queries = min(QUERIES, pixels) * channels * max(item, 4)
     repacked = _REPACKED if processor.arithmetic(device, dtype) == "bfloat16" else 0
     return _COPIES * values * item, repacked * values * item + _PARTS * queries + _BUFFERS
+
+
+def attention_scratch(device: str, dtype: str, channels: int) -> int:
+    """Bytes of scratch that a worker takes for it."""
+    return attention_room(channels) + 64 if processor.attends(device, dtype) else 0

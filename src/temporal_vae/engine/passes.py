@@ -48,13 +48,13 @@ class Context:
     advance: Advance  # told of the multiply-adds of the network that are done
 
     def progress(self, work: int) -> Callable[[float], None]:
-        """Takes shares of some work and tells of multiply-adds; what is rounded away comes with the rest."""
+        """Takes shares of some work, one in all, and tells of multiply-adds; what is rounded away comes at the end."""
         told = done = 0.0
 
         def tell(share: float) -> None:
             nonlocal told, done
             done += share
-            whole = round(done * work)
+            whole = work if done > 1 - 1e-9 else round(done * work)
             self.advance(int(whole - told))
             told = whole
 

@@ -141,8 +141,16 @@ def torch_is_fast(device: str, dtype: str) -> bool:
     return device == "cpu" and (dtype in ("float32", "float64") or multiplies_pairs(dtype))
 
 
+def attends(device: str, dtype: str) -> bool:
+    """Whether attention over activations of a dtype is done by the engine's own kernel, in float32.
+
+    torch multiplies pairs of bfloat16 where the processor can, twice as fast.
+    """
+    return arithmetic(device, dtype) != "torch" and not multiplies_pairs(dtype)
+
+
 def attention_type(device: str, dtype: str) -> str:
-    """The type in which torch is to compute attention over activations of a dtype: one that it is fast in."""
+    """The type in which attention over activations of a dtype is computed: one that it is fast in."""
     return "float32" if device == "cpu" and not torch_is_fast(device, dtype) else dtype
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.stats import Affine, Moments
 from temporal_vae.engine.storage import Rows, Scratch
 from temporal_vae.engine.workers import Workers
+
+if TYPE_CHECKING:
+    from temporal_vae.engine.kernels.attention import KeysAndValues
 
 
 class Weights(Protocol):
@@ -52,6 +55,7 @@ class Kernels(Protocol[W]):
 
     scale: int  # a power of two
 
+    attends: bool  # by itself: `NativeKernels.answer`
     sweeps: bool  # over whole frames in memory, by all workers: `NativeKernels.sweep_space` and `sweep_time`
     inputs_multiple: int  # channels are padded with zeros to multiples of these
     outputs_multiple: int
@@ -126,6 +130,11 @@ class Sweeping(Kernels[W], Protocol[W]):
         scratch: Sequence[Scratch], progress: Progress, *, add: bool = False,
     ) -> Moments:  # fmt: skip
         """(3,1,1) convolution of a clip of frames `(pixels, c)`, or a 1x1 convolution."""
+
+    def answer(
+        self, asked: KeysAndValues, queries: Tensor, scratch: Sequence[Scratch], progress: Progress
+    ) -> None:
+        """`queries = softmax(queries @ keys.T) @ values`, `(n, c)` in float32."""
 
 
 def kernels_for(

@@ -25,6 +25,44 @@ from temporal_vae.engine.kernels.simd import Scalar, Sums
 from temporal_vae.engine.processor import Machine, multiplies_pairs
 
 
+def no_products(b: Builder, rows: int, columns: int) -> list[list[Value]]:
+    """Sums of a register tile: vectors of zeros."""
+    return [[b.variable(b.zero) for _ in range(columns)] for _ in range(rows)]
+
+
+def add_products(
+    b: Builder,
+    sums: list[list[Value]],
+    rows: list[Value],
+    weights: list[Value],
+    inputs: Value,
+    *,
+    pairs: bool,
+) -> None:
+    """`sums[i][j] += rows[i] @ weights[j]`, a register tile.
+
+    Args:
+        b: emits it.
+        sums: vectors of outputs, for each row and column.
+        rows: addresses of `inputs` values each, in the type of the products.
+        weights: addresses of `(inputs, lanes)` each, in pairs or not.
+        inputs: a multiple of 4.
+        pairs: pairs of bfloat16 are multiplied, rather than float32.
+    """
+    group, item = (2, 2) if pairs else (1, 4)
+    with b.loop(0, inputs, 4) as c:
+        for step in range(0, 4, group):
+            here = b.mul(b.add(c, step), item)
+            there = b.mul(here, b.lanes)
+            across = [(b.load_pairs if pairs else b.load)(b.add(weight, there)) for weight in weights]
+            for row, totals in zip(rows, sums, strict=True):
+                at = b.add(row, here)
+                x = b.broadcast_pair(at) if pairs else b.broadcast(at)
+                for total, weight in zip(totals, across, strict=True):
+                    so_far = b.get(total)
+                    b.set(total, b.dot_pairs(so_far, x, weight) if pairs else b.fma(x, weight, so_far))
+
+
 class _Direct(Emitter):
     """Staged rows times weights, a panel of outputs and a few rows at a time."""
 
@@ -83,30 +121,12 @@ class _Direct(Emitter):
 
     def _by_vectors(self, first: Value, panels: list[Value], channels: Value) -> None:
         b, high = self.b, self.high
-        group = 2 if self.pairs else 1
-        sums = [[b.variable(b.zero) for _ in panels] for _ in range(high)]
+        sums = no_products(b, high, len(panels))
         with self.taps() as (tap, base):
             start = b.add(base, b.mul(first, self.row))
             rows = [b.add(start, b.mul(self.row, i)) for i in range(high)]
             weights = [b.add(panel, b.mul(tap, channels)) for panel in panels]
-            with b.loop(0, self.arg["inputs"], 4) as c:
-                for step in range(0, 4, group):
-                    here = b.mul(b.add(c, step), self.item)
-                    there = b.mul(here, b.lanes)
-                    if self.pairs:
-                        across = [b.load_pairs(b.add(weight, there)) for weight in weights]
-                    else:
-                        across = [b.load(b.add(weight, there)) for weight in weights]
-                    for i in range(high):
-                        at = b.add(rows[i], here)
-                        x = b.broadcast_pair(at) if self.pairs else b.broadcast(at)
-                        for total, weight in zip(sums[i], across, strict=True):
-                            add = (
-                                b.dot_pairs(b.get(total), x, weight)
-                                if self.pairs
-                                else b.fma(x, weight, b.get(total))
-                            )
-                            b.set(total, add)
+            add_products(b, sums, rows, weights, self.arg["inputs"], pairs=self.pairs)
         for i in range(high):
             for j, total in enumerate(sums[i]):
                 b.store(b.get(total), b.add(self.products, (i * self.panel + j * b.lanes) * 4))

@@ -31,7 +31,7 @@ class PlainWeights:
 class NaiveKernels:
     """Kernels of torch operations."""
 
-    sweeps = False
+    attends = sweeps = False
     inputs_multiple = 1
     outputs_multiple = 1
 

@@ -27,6 +27,7 @@ from temporal_vae.engine.geometry import (
     scratch_bytes,
 )
 from temporal_vae.engine.kernels import Progress, native_code
+from temporal_vae.engine.kernels.attention import KeysAndValues, answer
 from temporal_vae.engine.kernels.crew import ALL, Crew
 from temporal_vae.engine.kernels.jobs import Call, Jobs
 from temporal_vae.engine.kernels.norms import affine_of, moments_of
@@ -72,6 +73,7 @@ class NativeKernels:
         self._pairs = processor.multiplies_pairs(self._name)
         self._arithmetic = processor.arithmetic("cpu", self._name)
         self._fixed = self._arithmetic == "int16"
+        self.attends = processor.attends("cpu", self._name)
 
     def affine(self, moments: Moments, norm: nn.GroupNorm, *, over_frames: bool) -> Affine:
         """The norm of values with these moments: of each frame, or of all frames together."""
@@ -318,6 +320,12 @@ class NativeKernels:
         call, _tables = self._over_time(sources, targets, weights, affine, add=add)
         parts = parts_of_a_clip(pixels, len(targets), outputs, self._jobs.crew.count, call.fields[-1])
         return self._jobs.over_time(call, len(targets), pixels, parts, outputs, scratch, progress)
+
+    def answer(
+        self, asked: KeysAndValues, queries: Tensor, scratch: Sequence[Scratch], progress: Progress
+    ) -> None:
+        """What queries find, in their place."""
+        answer(self._jobs.crew, asked, queries, scratch, progress)
 
     # What kernels are called with
 

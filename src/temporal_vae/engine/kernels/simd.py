@@ -119,21 +119,44 @@ class Vectors(Control):
                 total = self.fma(value, self.splat(factor), total)
         return self.zero if total is None else total
 
+    def exp(self, x: Value) -> Value:
+        """`e**x`, within two units in the last place for x <= 0; not below `2**-126`, and NaN where x is."""
+        near = self._call("llvm.maxnum", x, self.splat(-126.0 * LN_2))
+        whole = self._call("llvm.rint", self.ir.fmul(near, self.splat(LOG2_E)))
+        part = self.fma(near, self.splat(LOG2_E), self.ir.fneg(whole))
+        value = self.ir.fmul(*self._power_of_two(whole, part, _EXP2))
+        return self.ir.select(self.ir.fcmp_ordered("ord", x, x), value, x)
+
+    def _power_of_two(self, whole: Value, part: Value, terms: Sequence[float]) -> tuple[Value, Value]:
+        """`2**part` and `2**whole`."""
+        power = self.splat(terms[-1])
+        for coefficient in reversed(terms[:-1]):
+            power = self.fma(power, part, self.splat(coefficient))
+        exponent = self.ir.fptosi(whole, self._integer_vector)
+        bits = self.ir.shl(self.ir.add(exponent, self.integers(127)), self.integers(23))
+        return power, self.as_float(bits)
+
+    def largest(self, value: Value) -> Value:
+        """The one largest lane of a vector; NaN is passed over."""
+        reduce = self._declared(
+            f"llvm.vector.reduce.fmax.v{self.lanes}f32", ir.FunctionType(F32, [self.vector])
+        )
+        return self.ir.call(reduce, [value])
+
+    def total(self, value: Value) -> Value:
+        """The sum of the lanes of a vector."""
+        kind = ir.FunctionType(F32, [F32, self.vector])
+        reduce = self._declared(f"llvm.vector.reduce.fadd.v{self.lanes}f32", kind)
+        return self.ir.call(reduce, [ir.Constant(F32, 0.0), value])
+
     def silu(self, x: Value, *, rough: bool = False) -> Value:
         """`x / (1 + exp(-x))`, within two units in the last place of float32; `rough` to 1e-4, for bfloat16."""
         z = self.ir.fmul(x, self.splat(-LOG2_E))
         z = self._call("llvm.minnum", z, self.splat(126.0))
         z = self._call("llvm.maxnum", z, self.splat(-126.0))
         whole = self._call("llvm.rint", z)
-        part = self.ir.fsub(z, whole)
         terms = _EXP2[:5] if rough else _EXP2
-        power = self.splat(terms[-1])
-        for coefficient in reversed(terms[:-1]):
-            power = self.fma(power, part, self.splat(coefficient))
-        exponent = self.ir.fptosi(whole, ir.VectorType(I32, self.lanes))
-        scale = self.ir.bitcast(
-            self.ir.shl(self.ir.add(exponent, self.integers(127)), self.integers(23)), self.vector
-        )
+        power, scale = self._power_of_two(whole, self.ir.fsub(z, whole), terms)
         below = self.fma(power, scale, self.splat(1.0))
         if self.lanes != _WIDEST:
             return self.ir.fdiv(x, below)
