@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import POINTS
 from temporal_vae.engine.kernels import Sweeping, compiler, kernels_for
+from temporal_vae.engine.kernels.attention import KeysAndValues
 from temporal_vae.engine.kernels.bfloat import Builder
 from temporal_vae.engine.kernels.control import Value
 from temporal_vae.engine.stats import Affine
@@ -186,6 +188,39 @@ def kernels_of(dtype: torch.dtype, workers: Workers, scratch: Sequence[Scratch])
     return found
 
 
+def attention_of(dtype: torch.dtype, workers: Workers, scratch: Sequence[Scratch]) -> list[Kernel]:
+    """Attention over the pixels of a frame, and that of torch in the same type, float32."""
+    kernels: Sweeping[Any] = kernels_for(CPU, dtype, workers)  # type: ignore[assignment]
+    if not kernels.attends:
+        return []
+    found = []
+    for side, channels in ((64, 512), (128, 512)):
+        count = side**2
+        queries, keys, values = torch.randn(3, count, channels)
+        asked = KeysAndValues(torch.empty(count, channels), torch.empty(count, channels), count)
+        asked.put(0, keys, values)
+
+        def own(asked: KeysAndValues = asked, queries: Tensor = queries) -> None:
+            kernels.answer(asked, queries.clone(), scratch, lambda share: None)
+
+        def of_torch(q: Tensor = queries, k: Tensor = keys, v: Tensor = values) -> None:
+            functional.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])
+
+        for name, run in (("attention", own), ("attention, by torch", of_torch)):
+            found.append(
+                Kernel(
+                    name=name,
+                    shape=f"{side}x{side}, {channels}",
+                    run=run,
+                    taps=1,
+                    multiplies=2 * count**2 * channels,
+                    filtered=False,
+                    moved=4 * 4 * count * channels,
+                )
+            )
+    return found
+
+
 @torch.no_grad()
 def main() -> None:
     """Print the roof and the kernels under it."""
@@ -214,7 +249,7 @@ def main() -> None:
         scratch = [Scratch(CPU) for _ in range(options.workers)]
         for one in scratch:
             one.resize(2**25)
-        for kernel in kernels_of(dtype, workers, scratch):
+        for kernel in kernels_of(dtype, workers, scratch) + attention_of(dtype, workers, scratch):
             seconds = _median(kernel.run, options.rounds)
             roof = roofs[filtered if kernel.filtered else direct] * options.workers
             print(

@@ -45,7 +45,7 @@ def assert_near(found, expected, bound=1e-5):
 
 
 @pytest.mark.parametrize(
-    "count", [1, 5, 31, 32, 33, ATTENTION_KEYS, ATTENTION_KEYS + 1, 2 * ATTENTION_KEYS - 31, 777]
+    "count", [1, 5, 8, 16, 31, 32, 33, 48, ATTENTION_KEYS, ATTENTION_KEYS + 1, 2 * ATTENTION_KEYS - 31, 777]
 )
 @pytest.mark.parametrize("channels", [32, 96])
 def test_pixels_and_channels(count, channels):

@@ -54,8 +54,9 @@ class KeysAndValues:
         columns[:, :many] = values.view(many, -1, lanes).transpose(0, 1)
         if behind > whole:
             blocks[whole // lanes :] = 0
-            blocks[whole // lanes, :, : many - whole] = keys[whole:].T
             columns[:, many:] = 0
+        if many > whole:
+            blocks[whole // lanes, :, : many - whole] = keys[whole:].T
 
 
 def answer(
