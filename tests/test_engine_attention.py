@@ -3,10 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from images import pair
 from oracle import noise
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.geometry import ATTENTION_KEYS, ATTENTION_ROWS, VECTOR, attention_room, padded
+from temporal_vae.engine.geometry import (
+    ATTENTION_KEYS,
+    ATTENTION_ROWS,
+    QUERIES,
+    VECTOR,
+    attention_room,
+    padded,
+)
 from temporal_vae.engine.kernels.attention import KeysAndValues, answer
 from temporal_vae.engine.kernels.crew import Crew
 from temporal_vae.engine.storage import Scratch
@@ -97,5 +105,18 @@ def test_rooms_that_are_none():
         with pytest.raises(RuntimeError, match="a kernel keeps 40 keys"):
             KeysAndValues(torch.empty(shape), torch.empty(shape), 40)
     asked = KeysAndValues(torch.empty(64, 32), torch.empty(64, 32), 40)
+    for first, count in ((5, 32), (0, 33), (0, 31)):
+        with pytest.raises(RuntimeError, match="on multiples of 32"):
+            asked.put(first, torch.empty(count, 32), torch.empty(count, 32))
     with pytest.raises(RuntimeError, match="a kernel reads queries"):
         answer(Crew(Workers(1, CPU)), asked, torch.empty(9, 64), [Scratch(CPU)], print)
+
+
+@pytest.mark.parametrize("size", [(45, 50), (33, 97)])
+def test_frames_of_more_pixels_than_are_projected_at_once(size):
+    """Their parts begin where vectors do."""
+    ours = pair("AutoencoderKL", {"block_out_channels": (32,)})[0]
+    z = noise(1, 4, *size)
+    assert QUERIES < size[0] * size[1] < 2 * QUERIES
+    with torch.no_grad():
+        assert_near(ours.decode(z).sample, ours.decoder(ours.post_quant_conv(z)), 2e-5)

@@ -104,7 +104,7 @@ def add_by_kernels(context: Context, frame: Tensor, attention: Attention, norm: 
     count, channels = pixels.shape
     keys, values = (pool.take((padded(count, VECTOR), channels), torch.float32) for _ in range(2))
     asked = KeysAndValues(keys, values, count)
-    for span in spans(count, QUERIES):
+    for span in spans(count, QUERIES, VECTOR):
         normal = _normal(pixels[span.first : span.last], norm)
         asked.put(span.first, _project(normal, attention.to_k), _project(normal, attention.to_v))
     leave, kernels = cast("nn.Linear", attention.to_out[0]), cast("Sweeping[Any]", context.kernels)

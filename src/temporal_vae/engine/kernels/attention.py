@@ -46,6 +46,10 @@ class KeysAndValues:
     def put(self, first: int, keys: Tensor, values: Tensor) -> None:
         """Those of some pixels `(m, c)`; `first` is a multiple of `VECTOR`, and zeros come behind the last pixel."""
         lanes, many = self._lanes, len(keys)
+        if first % VECTOR or (many % VECTOR and first + many != self.count):
+            raise RuntimeError(
+                f"keys {first} to {first + many} of {self.count} begin and end on multiples of {VECTOR}"
+            )
         behind = (self.padded if first + many == self.count else first + many) - first
         whole = many // lanes * lanes
         blocks = self.keys[first // lanes : (first + behind) // lanes]
