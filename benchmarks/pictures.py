@@ -106,8 +106,8 @@ def run(way: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
         return {"way": way, "failed": str(failure)}
 
 
-def compare(picture: Any, first: Any) -> dict[str, float]:
-    """How far a picture is from another: the largest error as a share of its range, and PSNR over that range."""
+def compare(picture: Any, first: Any) -> dict[str, float | None]:
+    """How far a picture is from another: the largest error as a share of its range, and PSNR over that range, if any."""
     import numpy as np
 
     span = float(first.max() - first.min())
@@ -115,7 +115,7 @@ def compare(picture: Any, first: Any) -> dict[str, float]:
     mean = float(np.square(error).mean())
     return {
         "largest": float(np.abs(error).max()),
-        "psnr": float(-10 * np.log10(mean)) if mean else float("inf"),
+        "psnr": float(-10 * np.log10(mean)) if mean else None,
     }
 
 
@@ -176,9 +176,10 @@ def describe(found: dict[str, Any]) -> str:
         return f"{found['way']}: {found['failed']}"
     planned = f" of {readable(found['planned'])} planned" if "planned" in found else ""
     attention = f" ({found['attention']:.1f} s in attention)" if "attention" in found else ""
+    psnr = "the same bits" if found["psnr"] is None else f"PSNR {found['psnr']:.1f} dB"
     return (
         f"{found['way']}: {found['seconds']:.1f} s{attention}, peak {readable(found['peak'])}{planned}, largest error "
-        f"{found['largest']:.1e} of the range, PSNR {found['psnr']:.1f} dB"
+        f"{found['largest']:.1e} of the range, {psnr}"
     )
 
 

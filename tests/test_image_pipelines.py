@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     AnimateDiffPipeline,
+    AutoPipelineForImage2Image,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -173,6 +174,16 @@ def test_img2img_encodes():
         given = {**TEXT, "image": noise(1, 3, 32, 32).sigmoid(), "strength": 0.9, "num_inference_steps": 4}
         found.append(pipe(generator=torch.Generator().manual_seed(0), output_type="pt", **given).images)
     assert_close(*found, ENLARGED)
+
+
+def test_from_one_pipeline_to_another():
+    """As docs/diffusers.md has it: where diffusers asks for its very class, the autoencoder is passed."""
+    vae = pair(*PIPELINES["SD"][1])[0]
+    pipe = build("SD", vae)
+    with pytest.raises(ValueError, match="vae"):
+        StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert StableDiffusionImg2ImgPipeline.from_pipe(pipe, vae=pipe.vae).vae is vae
+    assert AutoPipelineForImage2Image.from_pipe(pipe).vae is vae
 
 
 def test_float16_without_an_upcast(monkeypatch):

@@ -144,14 +144,17 @@ def torch_is_fast(device: str, dtype: str) -> bool:
 def attends(device: str, dtype: str) -> bool:
     """Whether attention over activations of a dtype is done by the engine's own kernel, in float32.
 
-    torch multiplies pairs of bfloat16 where the processor can, twice as fast.
+    Only in tiles of bfloat16 torch is faster; in pairs of them it is as fast as in float32.
     """
-    return arithmetic(device, dtype) != "torch" and not multiplies_pairs(dtype)
+    machine = host()
+    in_tiles = machine is not None and machine.tiles and dtype == "bfloat16"
+    return arithmetic(device, dtype) != "torch" and not in_tiles
 
 
 def attention_type(device: str, dtype: str) -> str:
     """The type in which attention over activations of a dtype is computed: one that it is fast in."""
-    return "float32" if device == "cpu" and not torch_is_fast(device, dtype) else dtype
+    slow = attends(device, dtype) or not torch_is_fast(device, dtype)
+    return "float32" if device == "cpu" and slow else dtype
 
 
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
