@@ -107,7 +107,7 @@ def run(way: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
 
 
 def compare(picture: Any, first: Any) -> dict[str, float | None]:
-    """How far a picture is from another: the largest error as a share of its range, and PSNR over that range, if any."""
+    """How far a picture is from another, over its range: the largest error, and PSNR in dB if there is an error."""
     import numpy as np
 
     span = float(first.max() - first.min())
