@@ -18,7 +18,8 @@ from oracle import error, noise, randomise
 from torch import nn
 
 from temporal_vae.engine import processor
-from temporal_vae.engine.kernels import compiler, native, native_code, operands
+from temporal_vae.engine.geometry import attention_room, padded
+from temporal_vae.engine.kernels import attention, compiler, native, native_code, operands
 from temporal_vae.engine.kernels.naive import NaiveKernels
 from temporal_vae.engine.kernels.native import NativeKernels
 from temporal_vae.engine.processor import Machine
@@ -118,7 +119,9 @@ def emulated(tmp_path, monkeypatch):
             emit, arguments, replace(machine, name=own.name, features=own.features), *name
         ),
     )
-    monkeypatch.setattr(native, "address", watched_address)
+    for module in (native, attention):
+        monkeypatch.setattr(module, "address", watched_address)
+    monkeypatch.setattr(attention, "_attend", attention._attend.__wrapped__)
     monkeypatch.setattr(operands, "address", watched_address)
     monkeypatch.setattr(native, "table", watched_table)
     monkeypatch.setattr(Scratch, "address", watched_scratch)
@@ -241,3 +244,18 @@ def test_halving(emulated, dtype):
     right = nn.functional.conv2d(image, conv.weight.double(), conv.bias.double(), stride=2)
     close(target, right[0].permute(1, 2, 0), dtype)
     assert emulated
+
+
+@pytest.mark.parametrize("count", [3, 70, 300])
+def test_attention(emulated, count):
+    found, _, _ = twins(torch.float32)
+    room = Scratch(CPU)
+    room.resize(attention_room(32))
+    queries, keys, values = noise(3, count, 32)
+    asked = attention.KeysAndValues(*torch.full((2, padded(count, 32), 32), torch.nan), count)
+    asked.put(0, keys, values)
+    target = queries * 32**-0.5
+    found.answer(asked, target, [room], lambda share: None)
+    wide = [x.double()[None] for x in (queries, keys, values)]
+    close(target, nn.functional.scaled_dot_product_attention(*wide)[0], torch.float32)
+    assert set(emulated) == {("attend",)}
