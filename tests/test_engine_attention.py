@@ -120,3 +120,27 @@ def test_frames_of_more_pixels_than_are_projected_at_once(size):
     assert QUERIES < size[0] * size[1] < 2 * QUERIES
     with torch.no_grad():
         assert_near(ours.decode(z).sample, ours.decoder(ours.post_quant_conv(z)), 2e-5)
+
+
+MACHINES = {
+    "none": (None, {"float32": "float32", "bfloat16": "float32", "float16": "float32"}),
+    "pairs": ({"pairs": True, "dots": True}, {"float32": "float32", "bfloat16": "float32", "float16": "float32"}),
+    "tiles": ({"pairs": True, "tiles": True}, {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_in_which_type(monkeypatch, machine):
+    """torch's is taken in tiles of bfloat16, in float64, on GPUs, and where there are no kernels."""
+    features, types = MACHINES[machine]
+    plain = {"kernels": "k", "name": "n", "features": "", "lanes": 16, "rows": 12, "columns": 2}
+    found = None if features is None else processor.Machine(**plain, **features)
+    monkeypatch.setattr(processor, "host", lambda: found)
+    for dtype, expected in types.items():
+        assert processor.attention_type("cpu", dtype) == expected
+        own = features is not None and not (machine == "tiles" and dtype == "bfloat16")
+        assert processor.attends("cpu", dtype) is own
+        assert processor.attention_type("cuda", dtype) == dtype
+        assert not processor.attends("cuda", dtype)
+    assert processor.attention_type("cpu", "float64") == "float64"
+    assert not processor.attends("cpu", "float64")
