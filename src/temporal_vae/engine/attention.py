@@ -39,8 +39,9 @@ def attend(
         moments: of these frames, for the norm.
         work: multiply-adds for each pixel.
     """
-    other_type = _type(state.dtype, context.pool.device) != state.dtype
-    if other_type:
+    count = state.height * state.width
+    other_rooms = _type(state.dtype, context.pool.device) != state.dtype or count % VECTOR > 0
+    if other_rooms:
         context.pool.clear()  # what waits there does not serve attention, nor what attention leaves the next pass
     gathered = []
     for position, frame in enumerate(frames):
@@ -53,11 +54,11 @@ def attend(
             else:
                 result = attention(values.permute(2, 0, 1)[None])
                 values.copy_(result[0].permute(1, 2, 0))
-                context.advance(state.height * state.width * work)
+                context.advance(count * work)
             # By parts: a whole frame in float32 is not planned.
             pixels = values.view(1, -1, state.channels).split(QUERIES, 1)
             gathered.append(merge(map(Moments.of_values, pixels)))
-    if other_type:
+    if other_rooms:
         context.pool.clear()
     return stack(gathered)
 
@@ -108,16 +109,16 @@ def add_by_kernels(context: Context, frame: Tensor, attention: Attention, norm: 
         normal = _normal(pixels[span.first : span.last], norm)
         asked.put(span.first, _project(normal, attention.to_k), _project(normal, attention.to_v))
     leave, kernels = cast("nn.Linear", attention.to_out[0]), cast("Sweeping[Any]", context.kernels)
+    asking = pool.take((min(ANSWERED, count), channels), torch.float32)
     for part in pixels.split(ANSWERED):
-        queries = pool.take(part.shape, torch.float32)
+        queries = asking[: len(part)]
         rooms = list(zip(part.split(QUERIES), queries.split(QUERIES), strict=True))
         for some, room in rooms:
             torch.mul(_project(_normal(some, norm), attention.to_q), channels**-0.5, out=room)
         kernels.answer(asked, queries, context.scratch, context.progress(len(part) * work))
         for some, room in rooms:
             some.add_(_project(room, leave), alpha=1 / context.scale)
-        pool.give(queries)
-    for room in (keys, values):
+    for room in (keys, values, asking):
         pool.give(room)
 
 

@@ -2,7 +2,7 @@
 
 `naive` is plain torch, runs anywhere and says what is right. `native` is machine code for this processor:
 `native_code`, written with the words of `control`, `simd` and `bfloat`, compiled by `compiler`, done as `jobs` by a
-`crew`; `attention` is apart, as it goes over a frame at once. Those of `triton_kernels` serve `naive` on a GPU. `kernels_for` picks.
+`crew`; `attention` goes over a whole frame. Those of `triton_kernels` serve `naive` on a GPU. `kernels_for` picks.
 """
 
 from __future__ import annotations
