@@ -62,6 +62,17 @@ def test_is_the_diffusers_type_and_nothing_of_its_network(kind):
         assert getattr(ours, name) == getattr(theirs, name)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_seed_gives_the_same_weights(name):
+    cls, options = KINDS[name]
+    drawn = []
+    for library in (temporal_vae, diffusers):
+        torch.manual_seed(5)
+        drawn.append(getattr(library, cls)(**config(**options)).state_dict())
+    ours, theirs = drawn
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+
+
 @both_classes
 def test_put_in_place_of_the_diffusers_class(kind, monkeypatch):
     """As people do for pipelines that build their own."""

@@ -5,12 +5,24 @@ Without gradients, each is computed twice: by the modules, and by the engine.
 
 import pytest
 import torch
-from oracle import CONFIGS, SVD, assert_close, noise, pair
+from oracle import CONFIGS, SVD, Theirs, assert_close, config, noise, pair
+
+from temporal_vae import AutoencoderKLTemporalDecoder
 
 # Clips, and frames of each.
 CLIPS = [(1, 5), (2, 3), *(pytest.param(clips, 1, marks=pytest.mark.slow) for clips in (1, 3))]
 
 each_config = pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+
+
+@each_config
+def test_a_seed_gives_the_same_weights(options):
+    drawn = []
+    for model in (AutoencoderKLTemporalDecoder, Theirs):
+        torch.manual_seed(5)
+        drawn.append(model(**config(**options)).state_dict())
+    ours, theirs = drawn
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
 
 
 def frames_for(model, clips, frames, size=(24, 16), dtype=torch.float32):

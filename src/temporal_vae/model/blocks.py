@@ -8,6 +8,7 @@ its shape; its values would matter to another kind of blend than this network ha
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -193,9 +194,19 @@ def spatial_attention(channels: int, *, groups: int = GROUPS) -> Attention:
     )
 
 
-def spatial_attentions(channels: int, count: int, *, groups: int) -> nn.ModuleList:
-    """One behind each residual block of a level."""
-    return nn.ModuleList(spatial_attention(channels, groups=groups) for _ in range(count))
+def blocks_of_level(
+    in_channels: int, out_channels: int, *, layers: int, groups: int, attention: bool
+) -> tuple[nn.ModuleList | None, nn.ModuleList]:
+    """Attentions, one behind each block if any, and residual blocks.
+
+    They are made in the order of diffusers, so that a seed gives the same weights, and kept in that of checkpoints.
+    """
+    resnets, attentions = nn.ModuleList(), nn.ModuleList()
+    for pair in pairwise([in_channels] + [out_channels] * layers):
+        resnets.append(SpatialResBlock(*pair, groups=groups))
+        if attention:
+            attentions.append(spatial_attention(out_channels, groups=groups))
+    return attentions if attention else None, resnets
 
 
 class UNetMidBlock2D(Checkpointable):
@@ -205,9 +216,10 @@ class UNetMidBlock2D(Checkpointable):
 
     def __init__(self, channels: int, *, groups: int = GROUPS, attention: bool = True) -> None:
         super().__init__()
+        first = SpatialResBlock(channels, channels, groups=groups)
         attentions = [spatial_attention(channels, groups=groups) if attention else None]
         self.attentions = nn.ModuleList(attentions)  # type: ignore[arg-type]
-        self.resnets = nn.ModuleList(SpatialResBlock(channels, channels, groups=groups) for _ in range(2))
+        self.resnets = nn.ModuleList([first, SpatialResBlock(channels, channels, groups=groups)])
 
     def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
         x = self.run(self.resnets[0], hidden_states, temb)

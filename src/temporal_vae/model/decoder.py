@@ -27,8 +27,10 @@ class MidBlockTemporalDecoder(Checkpointable):
 
     def __init__(self, channels: int, *, layers: int) -> None:
         super().__init__()
+        # Made first, so that a seed gives the weights that it gives in diffusers.
+        resnets = nn.ModuleList(SpatioTemporalResBlock(channels, channels) for _ in range(layers))
         self.attentions = nn.ModuleList([spatial_attention(channels)])
-        self.resnets = nn.ModuleList(SpatioTemporalResBlock(channels, channels) for _ in range(layers))
+        self.resnets = resnets
 
     def forward(self, hidden_states: Tensor, image_only_indicator: Tensor) -> Tensor:
         x = self.run(self.resnets[0], hidden_states, image_only_indicator=image_only_indicator)

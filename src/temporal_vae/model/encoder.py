@@ -10,9 +10,8 @@ from temporal_vae.model.blocks import (
     SPATIAL_EPS,
     Checkpointable,
     Downsample,
-    SpatialResBlock,
     UNetMidBlock2D,
-    spatial_attentions,
+    blocks_of_level,
 )
 
 
@@ -33,9 +32,9 @@ class DownEncoderBlock2D(Checkpointable):
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.attentions = spatial_attentions(out_channels, layers, groups=groups) if attention else None
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
+        self.attentions, self.resnets = blocks_of_level(
+            in_channels, out_channels, layers=layers, groups=groups, attention=attention
+        )
         self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:

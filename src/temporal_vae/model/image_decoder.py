@@ -9,10 +9,9 @@ from temporal_vae.model.blocks import (
     GROUPS,
     SPATIAL_EPS,
     Checkpointable,
-    SpatialResBlock,
     UNetMidBlock2D,
     Upsample,
-    spatial_attentions,
+    blocks_of_level,
 )
 
 
@@ -33,9 +32,9 @@ class UpDecoderBlock2D(Checkpointable):
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.attentions = spatial_attentions(out_channels, layers, groups=groups) if attention else None
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(SpatialResBlock(*pair, groups=groups) for pair in pairwise(widths))
+        self.attentions, self.resnets = blocks_of_level(
+            in_channels, out_channels, layers=layers, groups=groups, attention=attention
+        )
         self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
 
     def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
