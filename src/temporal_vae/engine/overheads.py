@@ -9,7 +9,7 @@ from temporal_vae.engine import processor
 from temporal_vae.engine.geometry import ANSWERED, ITEMSIZE, QUERIES, VECTOR, attention_room, padded
 
 MIB = 2**20
-FIRST_USE = {"float32": 104 * MIB, "int16": 112 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
+FIRST_USE = {"float32": 108 * MIB, "int16": 116 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
