@@ -18,4 +18,5 @@ def named(case):
 def test_resident_memory(case):
     found = resident.measure(case)
     assert found["planned"] <= found["limit"]
-    assert 0.85 * found["planned"] <= found["found"] <= found["planned"]
+    idle = max(0.15 * found["planned"], 40 * 2**20)  # of which the first use of kernels may take less
+    assert found["planned"] - idle <= found["found"] <= found["planned"]
