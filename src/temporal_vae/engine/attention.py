@@ -40,7 +40,8 @@ def attend(
         work: multiply-adds for each pixel.
     """
     count = state.height * state.width
-    other_rooms = _type(state.dtype, context.pool.device) != state.dtype or count % VECTOR > 0
+    padding = context.kernels.attends and count % VECTOR > 0
+    other_rooms = padding or _type(state.dtype, context.pool.device) != state.dtype
     if other_rooms:
         context.pool.clear()  # what waits there does not serve attention, nor what attention leaves the next pass
     gathered = []
