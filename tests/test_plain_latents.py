@@ -184,7 +184,7 @@ def test_a_latent_file_says_it_itself(footage, tmp_path):
     encode_video(footage, tmp_path / "z.safetensors", frames=1, size=(32, 24))
     with LatentReader(tmp_path / "z.safetensors"):
         pass
-    for options in ({"scaled": True}, {"fps": 8}):
+    for options in ({"scaled": True}, {"fps": 8}, {"fps": 0}):
         refused(
             InputError,
             lambda options=options: decode_video(tmp_path / "z.safetensors", tmp_path / "out", **options),

@@ -144,7 +144,7 @@ def torch_is_fast(device: str, dtype: str) -> bool:
 def attends(device: str, dtype: str) -> bool:
     """Whether attention over activations of a dtype is done by the engine's own kernel, in float32.
 
-    Only in tiles of bfloat16 torch is faster; in pairs of them it is as fast as in float32.
+    torch multiplies tiles of bfloat16; in pairs of them it was no faster than in float32 (Zen 5).
     """
     machine = host()
     in_tiles = machine is not None and machine.tiles and dtype == "bfloat16"

@@ -18,10 +18,9 @@ from torch import Tensor
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.errors import InputError, LatentFileError
 from temporal_vae.media.frames import Color, clip_starts
+from temporal_vae.media.images import STILL_RATE
 from temporal_vae.outputs import check_readable
 from temporal_vae.video.latents import METADATA_KEY, LatentInfo, LatentReader, ModelIdentity, refusing
-
-RATE = Fraction(24)  # frames per second where none is named, as of folders of images
 
 
 class PlainLatents:
@@ -47,6 +46,8 @@ class PlainLatents:
         if fps is not None and fps <= 0:
             raise InputError(f"fps={fps}: frames per second, above 0")
         self.source = Path(source)
+        with refusing(self.source):
+            check_readable(source)
         name, values = _single_tensor(self.source)
         frames = _frames(values, vae.config["latent_channels"], vae.network.temporal)
         if frames is None:
@@ -57,7 +58,7 @@ class PlainLatents:
         if not frames.isfinite().all():
             raise LatentFileError(f"{source}: {name} holds values that are not finite; make it again")
         self._frames = _unscaled(frames, vae) if scaled else frames
-        rate, factor = fps or RATE, vae.spatial_factor
+        rate, factor = fps or STILL_RATE, vae.spatial_factor
         height, width = (factor * length for length in frames.shape[-2:])
         self.info = LatentInfo(
             model=ModelIdentity.of(vae),
@@ -111,10 +112,8 @@ def open_latents(
         LatentFileError: see `LatentReader` and `PlainLatents`.
         InputError: `scaled` or `fps` of a file that says both itself, or a sample of latents that are one.
     """
-    with refusing(Path(source)):
-        check_readable(source)
     if _describes_itself(Path(source)):
-        if scaled or fps:
+        if scaled or fps is not None:
             word = "scaled" if scaled else "fps"
             raise InputError(f"{word}: {source} says by itself how it is to be read; leave it out")
         return LatentReader(source, vae=vae)

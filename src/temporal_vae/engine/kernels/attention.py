@@ -42,25 +42,22 @@ class KeysAndValues:
         lanes = self._lanes = machine.lanes
         self.keys = keys.view(self.padded // lanes, self.channels, lanes)
         self.values = values.view(self.channels // lanes, self.padded, lanes)
+        self.keys[-(VECTOR // lanes) :] = 0  # the padding, and what is put over it
+        self.values[:, count:] = 0
 
     def put(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Those of some pixels `(m, c)`; `first` is a multiple of `VECTOR`, and zeros come behind the last pixel."""
+        """Those of some pixels `(m, c)`; they begin and end on multiples of `VECTOR`, or end with the last pixel."""
         lanes, many = self._lanes, len(keys)
         if first % VECTOR or (many % VECTOR and first + many != self.count):
             raise RuntimeError(
                 f"keys {first} to {first + many} of {self.count} begin and end on multiples of {VECTOR}"
             )
-        behind = (self.padded if first + many == self.count else first + many) - first
-        whole = many // lanes * lanes
-        blocks = self.keys[first // lanes : (first + behind) // lanes]
-        blocks[: whole // lanes] = keys[:whole].view(-1, lanes, self.channels).transpose(1, 2)
-        columns = self.values[:, first : first + behind]
-        columns[:, :many] = values.view(many, -1, lanes).transpose(0, 1)
-        if behind > whole:
-            blocks[whole // lanes :] = 0
-            columns[:, many:] = 0
-        if many > whole:
-            blocks[whole // lanes, :, : many - whole] = keys[whole:].T
+        begin, whole = first // lanes, many // lanes
+        blocks, rest = keys[: whole * lanes], keys[whole * lanes :]
+        self.keys[begin : begin + whole] = blocks.view(-1, lanes, self.channels).transpose(1, 2)
+        if len(rest):
+            self.keys[begin + whole, :, : len(rest)] = rest.T
+        self.values[:, first : first + many] = values.view(many, -1, lanes).transpose(0, 1)
 
 
 def answer(

@@ -73,9 +73,8 @@ class Attend:
         """Scores of all queries with a block of keys."""
         b, arg = self.b, self.arg
         vector = b.mul(self.wide, b.lanes)  # bytes of a vector of keys
-        number = b.ir.sdiv(first, b.integer(b.lanes))
         with b.loop(0, keys, self.panel) as k:
-            start = b.add(b.mul(number, vector), b.mul(b.ir.sdiv(k, b.integer(b.lanes)), vector))
+            start = b.mul(b.ir.sdiv(b.add(first, k), b.integer(b.lanes)), vector)
             panels = [b.add(arg["keys"], start, b.mul(vector, j)) for j in range(self.columns)]
             with b.loop(0, count, self.high) as top:
                 sums = self._products(self.staged, self.query_row, top, panels, arg["channels"])
