@@ -249,7 +249,7 @@ def test_a_disk_that_is_full_under_a_by_product(vae, clip, monkeypatch, place):
 
 def leftover(target, process):
     """What a process of that number would leave of a target."""
-    name = outputs._temporary_name(target).name.replace(f"-{os.getpid()}-", f"-{process}-")
+    name = outputs.temporary_name(target).name.replace(f"-{os.getpid()}-", f"-{process}-")
     target.with_name(name).write_text("half")
     return target.with_name(name)
 
@@ -275,7 +275,7 @@ def test_leftovers_of_dead_processes(tmp_path):
 
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
     target = images(tmp_path / "frames")
-    old = outputs._temporary_name(target)
+    old = outputs.temporary_name(target)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     target.rename(target.with_name(old.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-") + ".old"))

@@ -394,7 +394,7 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     for folder in ("", "sheets", "checkpoints"):
         (tmp_path / folder).mkdir(exist_ok=True)
         for name in ("model", "step-00000004.png"):
-            left = outputs._temporary_name(tmp_path / folder / name)
+            left = outputs.temporary_name(tmp_path / folder / name)
             left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).write_text("half")
     loop.train(tiny(tmp_path, steps=1), quiet=True)
     assert not list(tmp_path.rglob("*.part*"))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 from temporal_vae.errors import MediaError, file_name
 
@@ -36,7 +37,7 @@ def complete_or_nothing(target: str | Path) -> Iterator[Path]:
     check_writable(target)
     shown, target = target, _followed(target)
     _remove_leftovers(target)
-    temporary = _temporary_name(target)
+    temporary = temporary_name(target)
     _unfinished.add(temporary)
     try:
         yield temporary
@@ -50,6 +51,50 @@ def complete_or_nothing(target: str | Path) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _unfinished.discard(temporary)
+
+
+@contextmanager
+def durable(target: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write, that has the name `target` once it is on the disk as a whole; missing folders are made.
+
+    After a power cut it is there, or what had the name before. If the block raises, what it wrote is removed. Unlike
+    `complete_or_nothing` it does not look for what others left, so that it costs the same among a million files.
+
+    Raises:
+        MediaError: a target that can't be written.
+    """
+    temporary = temporary_name(target)
+    _unfinished.add(temporary)
+    try:
+        with writing(target):
+            _make_durable(target.parent)
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def _make_durable(folder: Path) -> None:
+    """Make a folder and those above it."""
+    if not folder.is_dir():
+        _make_durable(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 @contextmanager
@@ -160,7 +205,8 @@ def _followed(target: str | Path) -> Path:
     return Path(os.path.realpath(target))
 
 
-def _temporary_name(target: Path) -> Path:
+def temporary_name(target: Path) -> Path:
+    """A name beside `target` that no other process takes, and by which it is known what is left of dead ones."""
     return target.with_name(f"{_beginning(target)}{os.getpid()}-{next(_numbers)}.part{_suffix(target)}")
 
 
@@ -196,9 +242,20 @@ def _remove_leftovers(target: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine that are no more left in a folder, of whatever target."""
     if folder.is_dir():
-        for path in _left_by_the_dead(folder, rf"\..+\.{_machine()}-(\d+)-\d+\.part(\..+)?"):
+        for path in _left_by_the_dead(folder, _any_temporary()):
             if not path.name.endswith(".old"):
                 _remove(path)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a name is a temporary one of another process of this machine, which is no more."""
+    match = re.fullmatch(_any_temporary(), name)
+    return match is not None and int(match[1]) != os.getpid() and not _is_alive(int(match[1]))
+
+
+def _any_temporary() -> str:
+    """Pattern of the temporary names of this machine; its first group is the process."""
+    return rf"\..+\.{_machine()}-(\d+)-\d+\.part(\..+)?"
 
 
 def _left_by_the_dead(folder: Path, pattern: str) -> list[Path]:
