@@ -10,6 +10,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -116,7 +117,7 @@ class VideoReader:
         self.width, self.height = _scaled(self.info, size)
         self.rate = self._fps or self.info.rate
         self._last: Fraction | None = None  # time of the last frame that came out
-        self._running: list[Iterator[tuple[Frames, Fraction]]] = []
+        self._running: list[Iterator[Any]] = []
 
     def __enter__(self) -> VideoReader:
         return self
@@ -131,6 +132,21 @@ class VideoReader:
         for frames in self._running:
             frames.close()  # type: ignore[attr-defined]  # a generator
         self._running.clear()
+
+    def pictures(self, start: Fraction = Fraction(0)) -> Iterator[Picture]:
+        """Times of the source's own frames from `start` on, and what renders each in its own size.
+
+        For whoever needs the times alone, which costs no conversion of colours, or chooses frames by them. `frames`,
+        `fps` and `size` are of no meaning here. None come where the source is over before `start`.
+        """
+        pictures = starting(self._source.pictures(start), start)
+        self._running.append(pictures)
+        return pictures
+
+    @property
+    def last_shown(self) -> Fraction | None:
+        """Seconds for which the last of `pictures` so far is shown; None before the first."""
+        return (self._source.last_shown or (None, None))[1]
 
     @property
     def last_duration(self) -> Fraction | None:
@@ -183,8 +199,7 @@ class VideoReader:
             _tell(self.info.path, "YCgCo is read as BT.601, as FFmpeg's scaler does; colours may be off")
         stream: Iterator[Picture] = starting(self._source.pictures(self._start), self._start)
         if self._fps is not None:
-            last = lambda: (self._source.last_shown or (None, None))[1]  # noqa: E731
-            stream = at_rate(stream, self._fps, self.info.rate, last)
+            stream = at_rate(stream, self._fps, self.info.rate, lambda: self.last_shown)
         count = 0
         for timestamp, render in islice(stream, self._frames):
             self._last = timestamp

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-_ROUNDING = Fraction(1, 1000)
-"""Matroska and others round time stamps to a millisecond."""
+ROUNDING = Fraction(1, 1000)
+"""Seconds. Matroska and others round time stamps to a millisecond."""
 
 _LOOK_AHEAD = 8  # frames
 
@@ -48,9 +48,14 @@ def repair(stamps: Iterable[tuple[int | None, Item]], step: Fraction) -> Iterato
         yield last, late
 
 
+def end_at_rate(last: Fraction, shown: Fraction, fps: Fraction) -> Fraction:
+    """Before when the multiples of `1 / fps` must lie that show the last frame: from `last` for `shown` seconds."""
+    return last + shown - min(ROUNDING, 1 / fps / 4)
+
+
 def starting(stream: Iterable[tuple[Fraction, Item]], start: Fraction) -> Iterator[tuple[Fraction, Item]]:
     """Leave out what is shown before `start` seconds, give or take the millisecond that containers round by."""
-    return ((time, item) for time, item in stream if time >= start - _ROUNDING)
+    return ((time, item) for time, item in stream if time >= start - ROUNDING)
 
 
 def at_rate(
@@ -58,24 +63,25 @@ def at_rate(
     fps: Fraction,
     source_rate: Fraction,
     last_duration: Callable[[], Fraction | None] = lambda: None,
+    first: Fraction | None = None,
 ) -> Iterator[tuple[Fraction, Item]]:
     """Show, at each multiple of `1 / fps` after the first frame, the frame that is nearest in time.
 
     Frames are dropped or repeated, never mixed. The last frame lasts for what `last_duration` tells at the end, or else
-    for `1 / source_rate`.
+    for `1 / source_rate`. With `first`, the multiples are counted from there, which lies behind the first frame.
     """
     held: tuple[Fraction, Item] | None = None
-    first, shown = Fraction(0), 0
+    shown = 0
     for time, item in stream:
-        if held is None:
+        if first is None:
             first = time
-        else:
+        if held is not None:
             while (due := first + shown / fps) - held[0] <= time - due:
                 yield due, held[1]
                 shown += 1
         held = time, item
-    if held is not None:
-        end = held[0] + (last_duration() or 1 / source_rate) - min(_ROUNDING, 1 / fps / 4)
+    if held is not None and first is not None:
+        end = end_at_rate(held[0], last_duration() or 1 / source_rate, fps)
         while (due := first + shown / fps) < end:
             yield due, held[1]
             shown += 1
