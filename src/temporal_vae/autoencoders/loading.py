@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from temporal_vae.autoencoders.base import Autoencoder
@@ -14,7 +15,8 @@ from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.convert import load
 from temporal_vae.checkpoints.lazy import TensorsAtHand
 from temporal_vae.checkpoints.single_file import SingleFile
-from temporal_vae.errors import CheckpointError
+from temporal_vae.engine.resources import best_device
+from temporal_vae.errors import CheckpointError, InputError
 
 CLASSES: dict[str, type[Autoencoder]] = {
     kind.__name__: kind for kind in (AutoencoderKLTemporalDecoder, AutoencoderKL, AutoencoderKLFlux2)
@@ -69,3 +71,33 @@ def load_autoencoder(
         return class_of_file(SingleFile(source)).from_single_file(source, **options)
     model: Autoencoder = class_of(source, subfolder).from_pretrained(source, subfolder=subfolder, **options)
     return model
+
+
+def load_named(
+    name: str, subfolder: str | None = None, *, dtype: str = "float32", device: str = "cpu"
+) -> Autoencoder:
+    """Load the model that a user names, in a dtype on a device, ready for inference.
+
+    Args:
+        name: a folder, a hub id, a safetensors file, or `embedded`.
+        subfolder: of a folder or hub id.
+        dtype: as torch names it.
+        device: as torch names it, or `auto`: a GPU where there is one.
+
+    Raises:
+        CheckpointError: a model that cannot be loaded.
+        InputError: a device that this machine does not have.
+    """
+    device = best_device() if device == "auto" else device
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--device {device}: not on this machine; use cpu, or a device torch sees"
+        ) from error
+    torch_dtype = getattr(torch, dtype)
+    if name == "embedded":
+        vae: Autoencoder = AutoencoderKLTemporalDecoder.from_embedded(torch_dtype=torch_dtype)
+    else:
+        vae = load_autoencoder(name, subfolder=subfolder, torch_dtype=torch_dtype)
+    return vae.to(device).eval()

@@ -260,9 +260,9 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
 
 def best_device() -> str:
     """The device to compute on where none is named: a CUDA GPU if there is one, or else the CPU."""
-    import torch
+    from temporal_vae.engine.resources import best_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return best_device()
 
 
 def load_model(
@@ -274,21 +274,6 @@ def load_model(
         CheckpointError: a model that cannot be loaded.
         InputError: a device that this machine does not have.
     """
-    import torch
+    from temporal_vae.autoencoders.loading import load_named
 
-    from temporal_vae.autoencoders.loading import load_autoencoder
-    from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
-
-    device = best_device() if device == "auto" else device
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"--device {device}: not on this machine; use cpu, or a device torch sees"
-        ) from error
-    torch_dtype = getattr(torch, dtype)
-    if model == "embedded":
-        vae: Autoencoder = AutoencoderKLTemporalDecoder.from_embedded(torch_dtype=torch_dtype)
-    else:
-        vae = load_autoencoder(model, subfolder=subfolder, torch_dtype=torch_dtype)
-    return vae.to(device).eval()
+    return load_named(model, subfolder, dtype=dtype, device=device)

@@ -26,6 +26,11 @@ def free_memory(device: torch.device) -> int:
     return min([int(psutil.virtual_memory().available), *_left_by_groups()])
 
 
+def best_device() -> str:
+    """The device to compute on where none is named: a CUDA GPU if there is one, or else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def cache_folder() -> Path:
     """Where programs of this user keep what they can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
