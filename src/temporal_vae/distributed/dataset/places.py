@@ -7,6 +7,7 @@ whole or not at all. On other servers (SFTP, HDFS, SMB) a file is put under a te
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from abc import ABC, abstractmethod
@@ -132,9 +133,12 @@ class LocalPlace(Place):
 
     def list(self, folder: str = "") -> list[str]:
         """See `Place.list`."""
-        found = (self.local / folder).rglob("*")
-        files = (path for path in found if not path.name.startswith(".") and path.is_file())
-        return sorted(path.relative_to(self.local).as_posix() for path in files)
+        names: list[str] = []
+        for parent, folders, files in os.walk(self.local / folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = Path(parent).relative_to(self.local)
+            names += [(inside / name).as_posix() for name in files if not name.startswith(".")]
+        return sorted(names)
 
     def exists(self, name: str) -> bool:
         """See `Place.exists`."""

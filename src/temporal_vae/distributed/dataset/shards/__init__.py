@@ -1,54 +1,41 @@
 """Encoded clips in files: tar shards for WebDataset, Parquet, or one safetensors file for each clip.
 
 Whatever the format, the tensors of a clip are one run of bytes in safetensors, which holds the description of the clip
-too; so a clip that is taken out of its shard still says what it is. The same clips give the same bytes.
+too: a clip that is taken out of its shard still says what it is, and reading one takes its place in the file and no
+more. The same clips give the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Any, get_args
 
 from temporal_vae.distributed.dataset.places import Place
+from temporal_vae.distributed.dataset.shards import files, parquet, tar
+from temporal_vae.distributed.dataset.shards.record import (
+    Format,
+    Record,
+    ShardInfo,
+    damaged,
+    from_bytes,
+    shard_name,
+)
 
-Format = Literal["tar", "parquet", "files"]
-FORMATS: tuple[Format, ...] = ("tar", "parquet", "files")
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Record",
+    "ShardInfo",
+    "inspect_shard",
+    "list_shards",
+    "read_record",
+    "read_shard",
+    "write_shard",
+]
 
+FORMATS: tuple[Format, ...] = get_args(Format)
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Record:
-    """One clip.
-
-    Attributes:
-        identity: 32 hexadecimal digits; what its members or its file are called.
-        tensors: `mean` and `logvar`, or `sample`: `(t, z, h, w)` each, unscaled.
-        meta: what JSON holds about the clip: source, span, sizes, model, columns of the manifest.
-    """
-
-    identity: str
-    tensors: dict[str, Tensor]
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardInfo:
-    """Where the clips of one shard lie.
-
-    Attributes:
-        name: the file, from the folder of the dataset; of the format `files`, the folder of all clips.
-        format: `tar`, `parquet` or `files`.
-        nbytes: what the shard takes on disk.
-        places: of each identity, what `read_record` needs to find it: first byte and length in a tar shard, row group
-            and 0 in Parquet, 0 and the length of the file of a clip.
-    """
-
-    name: str
-    format: Format
-    nbytes: int
-    places: dict[str, tuple[int, int]]
+_KINDS: dict[str, Any] = {"tar": tar, "parquet": parquet, "files": files}
 
 
 def write_shard(place: Place, format: Format, records: Iterable[Record]) -> ShardInfo:
@@ -60,9 +47,12 @@ def write_shard(place: Place, format: Format, records: Iterable[Record]) -> Shar
         records: at least one, in any order, each identity once. All of them are held until they are written.
 
     Raises:
-        MediaError: the place takes no more; nothing under the shard's name is touched then.
+        MediaError: the place takes no more. A shard of this name that was there is as it was; of the format `files`,
+            some of the clips may be there, whole.
     """
-    raise NotImplementedError
+    ordered = sorted(records, key=lambda record: record.identity)
+    info: ShardInfo = _KINDS[format].write(place, ordered)
+    return info
 
 
 def read_shard(place: Place, shard: ShardInfo | str, format: Format) -> Iterator[Record]:
@@ -72,7 +62,13 @@ def read_shard(place: Place, shard: ShardInfo | str, format: Format) -> Iterator
         LatentFileError: a shard that is damaged.
         MediaError: a shard that is not there or can't be read.
     """
-    raise NotImplementedError
+    name = shard if isinstance(shard, str) else shard.name
+    if format == "files" and not isinstance(shard, str):
+        for identity, at in shard.places.items():
+            yield read_record(place, name, format, identity, at)
+    else:
+        for record, _ in _KINDS[format].scan(place, name):
+            yield record
 
 
 def read_record(place: Place, name: str, format: Format, identity: str, at: tuple[int, int]) -> Record:
@@ -89,19 +85,28 @@ def read_record(place: Place, name: str, format: Format, identity: str, at: tupl
         LatentFileError: a shard that is damaged, or holds another clip there.
         MediaError: a shard that is not there or can't be read.
     """
-    raise NotImplementedError
+    path = files.path_of(identity) if format == "files" else name
+    return from_bytes(place, path, place.read(path, *at), identity)
 
 
 def list_shards(place: Place, format: Format) -> list[str]:
-    """Names of all complete shards of a format, sorted; of the format `files`, the files of all clips."""
-    raise NotImplementedError
+    """Names of all shards of a format, sorted; of the format `files`, the files of all clips."""
+    folder = files.FOLDER if format == "files" else "shards"
+    return [name for name in place.list(folder) if name.endswith(_KINDS[format].SUFFIX)]
 
 
 def inspect_shard(place: Place, name: str, format: Format) -> tuple[ShardInfo, dict[str, dict[str, Any]]]:
     """Read a shard that `list_shards` named to its end: where its clips lie, and their `meta` by identity.
 
     Raises:
-        LatentFileError: a shard that is damaged.
+        LatentFileError: a shard that is damaged, or does not hold the clips that its name stands for.
         MediaError: a shard that is not there or can't be read.
     """
-    raise NotImplementedError
+    places, meta = {}, {}
+    for record, at in _KINDS[format].scan(place, name):
+        places[record.identity], meta[record.identity] = at, record.meta
+    if format != "files" and shard_name(places, _KINDS[format].SUFFIX) != name:
+        raise damaged(place, name, f"holds {len(places)} clips, and not those of its name")
+    nbytes = sum(length for _, length in places.values()) if format == "files" else place.size(name)
+    name = files.FOLDER if format == "files" else name
+    return ShardInfo(name=name, format=format, nbytes=nbytes, places=places), meta
