@@ -8,7 +8,6 @@ from fractions import Fraction
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Failure,
 from temporal_vae.distributed.dataset.identity import model_digest, settings_digest
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.reading import ClipReader
+from temporal_vae.distributed.dataset.sampling import draw
 from temporal_vae.distributed.dataset.settings import FORMAT_VERSION
 from temporal_vae.distributed.dataset.shards import Record, write_shard
 from temporal_vae.errors import InputError, TemporalVaeError, one_line
@@ -124,6 +124,7 @@ class Encoder:
             "latents": list(latents.shape),
             "dtype": self._settings.stored_dtype,
             "scaling_factor": self._vae.config.get("scaling_factor"),
+            "shift_factor": self._vae.config.get("shift_factor"),
             "model": {
                 "name": self._identity.name,
                 "config": self._identity.config,
@@ -132,17 +133,3 @@ class Encoder:
             "settings": self._digest,
             "columns": task.columns,
         }
-
-
-def draw(mean: Tensor, logvar: Tensor, seed: int, identity: str) -> Tensor:
-    """A sample of the posterior of a clip, in float32: the same wherever and whenever the clip is encoded.
-
-    Args:
-        mean: `(t, z, h, w)`.
-        logvar: alike.
-        seed: of all clips.
-        identity: of this one.
-    """
-    key = np.array([seed % 2**64, int(identity[:16], 16)], dtype=np.uint64)
-    noise = np.random.Generator(np.random.Philox(key=key)).standard_normal(mean.shape, dtype=np.float32)
-    return mean.float() + torch.exp(0.5 * logvar.float()) * torch.from_numpy(noise)
