@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from temporal_vae.distributed.dataset.settings import Settings
-from temporal_vae.distributed.dataset.shards import Format, ShardInfo
+
+if TYPE_CHECKING:  # processes that only look at files need no torch
+    from temporal_vae.distributed.dataset.shards import Format, ShardInfo
 
 MOST_DEATHS = 3
 """Workers that a batch may take with it before its clips are tried one by one, and that a clip may take alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClipTask:
     """One clip to encode.
 

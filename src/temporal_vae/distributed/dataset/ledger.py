@@ -1,0 +1,179 @@
+"""What is done, in SQLite beside the shards: a clip is in the ledger only once its shard is on the disk.
+
+Each rank of several writes a ledger of its own, and reads all. A ledger that is lost is made again from the shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from temporal_vae.distributed.dataset.executors import Failure
+from temporal_vae.distributed.dataset.probing import Found, Probe, Unreadable
+from temporal_vae.distributed.dataset.settings import digest
+from temporal_vae.distributed.dataset.shards import Format, ShardInfo
+from temporal_vae.errors import MediaError, file_name
+
+_VERSION = 1
+_WAIT = 60  # seconds for another process that writes
+_TABLES = """
+CREATE TABLE shards (number INTEGER PRIMARY KEY, name TEXT, format TEXT, nbytes INTEGER, UNIQUE (name, format));
+CREATE TABLE clips (
+    identity TEXT, format TEXT, shard INTEGER, first INTEGER, length INTEGER, PRIMARY KEY (identity, format)
+) WITHOUT ROWID;
+CREATE TABLE probes (
+    path BLOB, reading TEXT, stamp TEXT, probe TEXT, packed BLOB, PRIMARY KEY (path, reading)
+) WITHOUT ROWID;
+CREATE TABLE failures (identity TEXT PRIMARY KEY, path BLOB, reason TEXT) WITHOUT ROWID;
+"""
+_FRACTIONS = ("pixel_aspect", "rate", "tick", "shown")
+
+
+class Where(NamedTuple):
+    """Where a clip lies, as `shards.read_record` takes it."""
+
+    shard: str
+    at: tuple[int, int]
+
+
+class Ledger:
+    """One ledger, and those of others to look into. A context manager.
+
+    Args:
+        path: the file; made where there is none.
+        others: ledgers that are read too.
+
+    Raises:
+        MediaError: a file that is no ledger, or can't be written.
+    """
+
+    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
+        self._path = path
+        with self._said():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(path, timeout=_WAIT)
+            (version,) = self._base.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._base.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;")
+            elif version != _VERSION:
+                raise MediaError(
+                    f"{file_name(path)}: is of version {version}; this release writes {_VERSION}"
+                )
+            self._base.execute("PRAGMA synchronous = FULL")
+        self._others = tuple(others)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._base.close()
+
+    def committed(self, format: Format) -> dict[str, Where]:
+        """All clips that are done in a format, by identity, here and in the ledgers of others."""
+        query = "SELECT identity, name, first, length FROM clips JOIN shards ON number = shard WHERE clips.format = ?"
+        found: dict[str, Where] = {}
+        for identity, name, first, length in self._rows(query, format):
+            found.setdefault(identity, Where(name, (first, length)))
+        return found
+
+    def shards(self, format: Format) -> set[str]:
+        """Names of all shards of a format that hold clips which are done."""
+        query = "SELECT name FROM shards WHERE format = ?"
+        return {name for (name,) in self._rows(query, format)}
+
+    def nbytes(self, format: Format) -> int:
+        """Bytes of all shards of a format."""
+        return sum(nbytes for (nbytes,) in self._rows("SELECT nbytes FROM shards WHERE format = ?", format))
+
+    def commit(self, shard: ShardInfo | None, failed: Iterable[Failure]) -> int:
+        """Enter a shard that is on the disk, and clips that failed; how many clips are done that were not."""
+        with self._said(), self._base as base:
+            base.executemany(
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?)",
+                [(each.identity, os.fsencode(each.path), each.reason) for each in failed],
+            )
+            return 0 if shard is None else self._enter(base, shard)
+
+    def _enter(self, base: sqlite3.Connection, shard: ShardInfo) -> int:
+        (number,) = base.execute(
+            "INSERT INTO shards (name, format, nbytes) VALUES (?, ?, ?) ON CONFLICT (name, format) "
+            "DO UPDATE SET nbytes = excluded.nbytes + iif(format = 'files', nbytes, 0) RETURNING number",
+            (shard.name, shard.format, shard.nbytes),
+        ).fetchone()
+        before = base.total_changes
+        rows = [(each, shard.format, number, *at) for each, at in shard.places.items()]
+        base.executemany("INSERT OR IGNORE INTO clips VALUES (?, ?, ?, ?, ?)", rows)
+        done = base.total_changes - before
+        base.executemany("DELETE FROM failures WHERE identity = ?", [(each,) for each in shard.places])
+        return done
+
+    def failures(self) -> dict[str, str]:
+        """Reasons of clips that could not be encoded, by identity."""
+        query = "SELECT identity, reason FROM failures"
+        return dict(self._rows(query))
+
+    def forget_failures(self) -> None:
+        """Let clips that failed, and files that could not be read, be tried again."""
+        with self._said(), self._base as base:
+            base.execute("DELETE FROM failures")
+            base.execute("DELETE FROM probes WHERE packed IS NULL")
+
+    def probes(self, reading: Mapping[str, str]) -> dict[str, Found]:
+        """What was found of files, by path, read with these options."""
+        query = "SELECT path, stamp, probe, packed FROM probes WHERE reading = ?"
+        found: dict[str, Found] = {}
+        for path, stamp, text, packed in self._rows(query, digest(dict(reading))):
+            found.setdefault(os.fsdecode(path), _probe(stamp, json.loads(text), packed))
+        return found
+
+    def keep_probes(self, reading: Mapping[str, str], found: Mapping[str, Found]) -> None:
+        """Enter what was found of files."""
+        key = digest(dict(reading))
+        rows = [
+            (os.fsencode(path), key, each.stamp, json.dumps(_plain(each)), getattr(each, "packed", None))
+            for path, each in found.items()
+        ]
+        with self._said(), self._base as base:
+            base.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?)", rows)
+
+    def _rows(self, query: str, *values: str) -> Iterator[tuple[Any, ...]]:
+        """What a query finds in this ledger, then in those of others."""
+        with self._said():
+            yield from self._base.execute(query, values)
+        for path in self._others:
+            if path.exists():
+                with self._said(path), closing(sqlite3.connect(path, timeout=_WAIT)) as base:
+                    (version,) = base.execute("PRAGMA user_version").fetchone()
+                    if version == _VERSION:  # 0 where it is just being made
+                        yield from base.execute(query, values)
+
+    @contextmanager
+    def _said(self, path: Path | None = None) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise MediaError(
+                f"{file_name(path or self._path)}: the ledger can't be read or written ({error}); check the disk and "
+                "its free space, or remove a damaged ledger: it is made again from the shards"
+            ) from error
+
+
+def _plain(found: Found) -> dict[str, Any]:
+    """The fields of a probe for JSON, without those that have a column."""
+    names = [each.name for each in fields(found) if each.name not in ("stamp", "packed")]
+    values = {name: getattr(found, name) for name in names}
+    return {name: str(value) if isinstance(value, Fraction) else value for name, value in values.items()}
+
+
+def _probe(stamp: str, values: dict[str, Any], packed: bytes | None) -> Found:
+    if packed is None:
+        return Unreadable(stamp=stamp, **values)
+    exact: dict[str, Any] = {name: Fraction(values[name]) for name in _FRACTIONS}
+    return Probe(stamp=stamp, packed=packed, **values | exact | {"remarks": tuple(values["remarks"])})
