@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
-    pass
+    from temporal_vae.distributed.dataset.latents import LatentDataset
 
-__all__: list[str] = []
+__all__ = ["LatentDataset"]
 
-__getattr__ = loaded_on_use(__name__, {})
+__getattr__ = loaded_on_use(__name__, {"LatentDataset": "dataset.latents"})
