@@ -16,11 +16,13 @@ from temporal_vae.engine import gate, processor, trust
 from temporal_vae.engine.gate import Reason
 from temporal_vae.engine.networks import Network
 from temporal_vae.engine.overheads import MIB
-from temporal_vae.engine.planner import Plan, plan
+from temporal_vae.engine.planned import Plan
+from temporal_vae.engine.planner import plan
 from temporal_vae.engine.progress import counter
 from temporal_vae.engine.resources import free_memory
 from temporal_vae.engine.run import run
 from temporal_vae.engine.schedule import Task
+from temporal_vae.engine.shared import Peers
 from temporal_vae.errors import InputError
 
 VARIABLE = "TEMPORAL_VAE_ENGINE"
@@ -106,6 +108,46 @@ def decode(
     frames = together if network.temporal else 1
     made = _engine_plan("decode", decoder, latents, network, frames, planned, memory_limit)
     return _computed(by_modules, decoder, latents, made, memory_limit)
+
+
+def decode_part(
+    decoder: nn.Module,
+    latents: Tensor,
+    network: Network,
+    peers: Peers,
+    *,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+) -> Tensor:
+    """The frames `(n, c, h*f, w*f)` of this rank, of a clip that is shared with others; without gradients.
+
+    Args:
+        decoder: `model.TemporalDecoder`.
+        latents: `(n, z, h, w)` of the frames that `peers.part` gives this rank.
+        network: the configuration that the decoder was built with.
+        peers: the ranks, all of which call this.
+        memory_limit: as in `encode`, of each rank; the same for all.
+        workers: as in `encode`.
+
+    Raises:
+        InputError: the decoder was changed so that only modules know what is meant, or the engine is not trusted here.
+        MemoryLimitError: the limit is too small for one of the ranks; raised on all of them.
+    """
+    part = peers.part
+    height, width = (network.factor * length for length in latents.shape[-2:])
+    size = {"num_frames": sum(part.counts), "height": height, "width": width, "memory_limit": memory_limit}
+    with torch.no_grad():
+        found = gate.reason(decoder, latents, *gate.built("decode", network))
+        if (os.environ.get(VARIABLE) or "auto") == "auto":
+            for reach in (1, 2):
+                frames = part.frames + sum(part.beside(reach))
+                found = found or trust.reason("decode", frames, latents.device, latents.dtype)
+        if found is not None:
+            raise InputError(
+                f"a clip is shared by the engine only: {found.text}; {found.remedy}, or use one rank"
+            )
+        made = plan_like("decode", network, latents, workers=workers, part=part, **size)
+        return run(decoder, latents, made, counter(made.work), peers)
 
 
 def plan_like(

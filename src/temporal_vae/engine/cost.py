@@ -31,6 +31,8 @@ from temporal_vae.engine.geometry import (
     sums_bytes,
 )
 from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SLACK, TEMPORARIES
+from temporal_vae.engine.parts import CHUNK_BYTES, Part
+from temporal_vae.engine.planned import Cost
 from temporal_vae.engine.schedule import (
     WHOLE,
     Activation,
@@ -45,20 +47,6 @@ from temporal_vae.engine.schedule import (
 )
 
 STRIP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}  # of a tile: a cache, or enough to fill a GPU
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a level takes on a rung."""
-
-    peak: int  # bytes above the loaded model at its worst moment
-    alive: int  # of these, activations
-    scratch: int  # bytes of each worker
-    weights: int  # bytes of the packed weights that are held at once
-    sums: int  # bytes of the sums of the jobs of a pass
-    work: int  # multiply-adds of a clip
-    again: int  # of these, those that are done a second time
-    spilled: int  # bytes of the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +71,18 @@ class Workload:
     name: str  # of the task
     layers: Layers
     sizes: Sequence[tuple[int, int]]  # of the levels, in the order in which they are computed
-    frames: int  # of a clip, or of the pictures that are computed together
+    frames: int  # of a clip, of this rank's part of one, or of the pictures that are computed together
     batch: int  # frames of the whole call
     output: int  # bytes of the result
     dtype: str
     device: str
     workers: int
+    part: Part | None = None  # where other ranks hold the rest of the clip
 
     @cached_property
     def item(self) -> int:
         """Bytes of a value."""
         return ITEMSIZE[self.dtype]
-
-    @property
-    def picture(self) -> tuple[int, int]:
-        """Height and width of the pictures, the largest level."""
-        return max(self.sizes)
 
     @cached_property
     def arithmetic(self) -> processor.Arithmetic:
@@ -178,9 +162,9 @@ class Workload:
         for layer in layers:
             if layer not in known:
                 step = layer.step(level)
-                known[layer] = self._step(step)
+                known[layer] = self._step(step, level.rung)
                 if level.rung.spills:
-                    self._spill(step, spilled)
+                    self._spill(step, self._beside(level.rung.reach), spilled)
             cost = known[layer]
             pool = max(0 if cost.makes else pool, cost.pooled)
             alive = max(alive, cost.alive + pool + cost.besides)
@@ -207,19 +191,34 @@ class Workload:
         packing = packing_bytes(self._widest, 9) if self.arithmetic == "int16" else 0
         return self.workers * (scratch + packing + PER_WORKER) + weights
 
-    def _step(self, step: Step) -> _StepCost:
-        together, makes = min(step.together, self.frames), step.made is not None
+    def _beside(self, reach: int) -> int:
+        """Frames of other ranks that are held with those of this one."""
+        return sum(self.part.beside(reach)) if self.part is not None else 0
+
+    def _count(self, step: Step) -> int:
+        """Frames of the clip that a step goes over, those of other ranks included."""
+        return self.frames + self._beside(step.reach)
+
+    def _step(self, step: Step, rung: Rung) -> _StepCost:
+        count, makes = self._count(step), step.made is not None
+        together = count if step.reach else min(step.together, self.frames)
+        held = self.frames + self._beside(rung.reach)  # what others send comes while a spatial step works
         state, made = self._held(step.state), self._held(step.made)
-        alive = self.frames * state
+        alive = held * state
         if makes:  # group by group the one comes and the other goes
-            alive = max(alive + together * made, together * state + self.frames * made)
+            alive = max(self.frames * state + together * made, together * state + held * made)
         pooled = together * (self._held(step.hidden) + self._held(step.enlarged))
         besides = sums = work = again = 0
+        if self.part is not None and step.state is not None and step.state.keep == "spilled" and step.reach:
+            row = step.size[1] * step.state.channels * self.item
+            besides = 2 * len(self.part.transfers(step.reach)) * max(CHUNK_BYTES, row)
         for one in step.passes:
-            done = self.frames * step.size[0] * step.size[1] * one.work
+            pixels = step.size[0] * step.size[1]
+            done = count * pixels * one.work
             target = step.place(one.target)
             work += done
             again += done if target is not None and target.keep == "recomputed" else 0
+            again += (count - self.frames) * pixels * one.work
             if one.kind == "attend":
                 assert step.state is not None
                 pooled, besides = self._attention(step.state)
@@ -227,7 +226,7 @@ class Workload:
                 sums = max(sums, self._sums(step, one, together))
             elif one.kind == "finish":
                 channels = finish_channels(one.outputs)
-                besides = self.workers * self._run(step.size, channels) * self.frames * channels * self.item
+                besides = self.workers * self._run(step.size, channels, count) * count * channels * self.item
         return _StepCost(
             makes=makes,
             alive=alive,
@@ -259,13 +258,13 @@ class Workload:
         """Bytes of a frame in memory."""
         return activation.values * self.item if activation and activation.keep == "memory" else 0
 
-    def _spill(self, step: Step, spilled: dict[int, int]) -> None:
+    def _spill(self, step: Step, beside: int, spilled: dict[int, int]) -> None:
         """Count the frames in the file; a state of another size was counted where it was made."""
         together = min(step.together, self.frames)
         counts: dict[int, int] = {}
         for activation, frames in (
-            (step.state, self.frames if step.state and step.state.size == step.size else 0),
-            (step.made, self.frames),
+            (step.state, self.frames + beside if step.state and step.state.size == step.size else 0),
+            (step.made, self.frames + beside),
             (step.hidden, together),
             (step.enlarged, together),
         ):
@@ -330,9 +329,10 @@ class Workload:
             source = step.state
         windows += source is not None and source.keep == "spilled"
         windows += target.keep != "memory" and target != source
-        run = self._run(step.size, one.outputs) * one.outputs * self.item
+        count = self._count(step)
+        run = self._run(step.size, one.outputs, count) * one.outputs * self.item
         kernel = self._kernel(one.inputs, one.outputs, *self._product(step, one)[1:])
-        return windows * self.frames * (run + 64) + kernels * kernel
+        return windows * count * (run + 64) + kernels * kernel
 
     def _weights(self, step: Step, one: Pass) -> int:
         """Bytes of packed weights that a pass reads."""
@@ -347,7 +347,7 @@ class Workload:
     def _product(self, step: Step, one: Pass) -> tuple[int, int, bool]:
         """Channels that a pass multiplies, taps, and whether it does so directly."""
         if one.kind == "temporal":
-            inputs, taps = one.inputs, 1 if self.frames == 1 else 3
+            inputs, taps = one.inputs, 1 if self._count(step) == 1 else 3
         elif one.kind == "halve":  # nine neighbours side by side
             inputs, taps = 9 * one.inputs, 1
         else:
@@ -383,10 +383,10 @@ class Workload:
         return cache(lambda size, c, frames: max(map(len, strips(size[0], size[1], c, frames, workers))))
 
     @cached_property
-    def _run(self) -> Callable[[tuple[int, int], int], int]:
-        """Pixels of a run, at most, by size and channels."""
-        runs, frames = self.cut.runs, self.frames
-        return cache(lambda size, channels: max(map(len, runs(prod(size), frames, channels, self.workers))))
+    def _run(self) -> Callable[[tuple[int, int], int, int], int]:
+        """Pixels of a run, at most, by size, channels and frames."""
+        runs, workers = self.cut.runs, self.workers
+        return cache(lambda size, c, frames: max(map(len, runs(prod(size), frames, c, workers))))
 
     @cached_property
     def _widest(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from temporal_vae.engine.geometry import TILE, Cut, Span, finish_channels
 from temporal_vae.engine.kernels import Kernels, Sweeping, Weights
-from temporal_vae.engine.planner import LevelPlan
+from temporal_vae.engine.planned import LevelPlan
 from temporal_vae.engine.spill import HostMemory, SpillFile
 from temporal_vae.engine.stats import Affine, Merged, Moments, merge, stack
 from temporal_vae.engine.storage import (

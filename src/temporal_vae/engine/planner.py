@@ -9,99 +9,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 
 from temporal_vae.engine import networks, schedule
-from temporal_vae.engine.cost import STRIP_BYTES, Cost, Workload
-from temporal_vae.engine.geometry import ITEMSIZE, VECTOR, Cut
+from temporal_vae.engine.cost import STRIP_BYTES, Workload
+from temporal_vae.engine.geometry import ITEMSIZE, VECTOR
 from temporal_vae.engine.networks import Network
 from temporal_vae.engine.overheads import MIB
-from temporal_vae.engine.schedule import ENCODER_RUNGS, IMAGE_RUNGS, RUNGS, WHOLE, Rung, Step, Task
+from temporal_vae.engine.parts import Part, exchanged
+from temporal_vae.engine.planned import Cost, LevelPlan, Offer, Plan, readable
+from temporal_vae.engine.schedule import ENCODER_RUNGS, IMAGE_RUNGS, RUNGS, WHOLE, Rung, Task
 from temporal_vae.errors import InputError, MemoryLimitError
 
 ENOUGH_LATENTS = 8192  # pixels of the lowest level that make packing its weights worth the while
 DEVICES = tuple(STRIP_BYTES)
 """Kinds of devices on which the engine runs."""
 DTYPES = tuple(ITEMSIZE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelPlan:
-    """How one level is computed."""
-
-    size: tuple[int, int]  # height and width
-    together: int  # frames that a spatial block works on at a time
-    rung: Rung  # where its activations are kept
-    scratch_bytes: int  # of each worker
-    weights_bytes: int  # of the packed weights that are held at once
-    sums_bytes: int  # of the jobs of a pass
-    pixels: int  # of all frames that weights are packed for
-    steps: tuple[Step, ...] = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What all levels on one rung take."""
-
-    name: str  # of the rung
-    peak: int  # bytes above the loaded model
-    extra_work: float  # share of the arithmetic that is done a second time
-    spill_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a clip is decoded or encoded. `print(plan)` shows it, and the ladder it was chosen from."""
-
-    task: str  # "decode" or "encode"
-    frames: int  # of a clip, or of the pictures that are computed together
-    clips: bool  # whether frames belong to clips, rather than each being a picture by itself
-    batch: int  # frames of the whole call
-    height: int  # of the pictures
-    width: int
-    dtype: str
-    memory_limit: int | None
-    rung: str  # the lowest that a level stands on
-    levels: tuple[LevelPlan, ...]  # in the order in which they are computed
-    workers: int
-    cut: Cut
-    spill_bytes: int
-    peak: int  # bytes above the loaded model
-    extra_work: float
-    work: int  # multiply-adds of the network on the whole batch
-    ladder: tuple[Offer, ...]
-
-    def __str__(self) -> str:
-        limit = "what is free" if self.memory_limit is None else readable(self.memory_limit)
-        lines = [
-            f"{self.task} {self.batch} frames of {self.height}x{self.width} (height x width), "
-            f"{f'clips of {self.frames}' if self.clips else f'{self.frames} at a time'}, {self.dtype}, "
-            f"{self.workers} threads; limit {limit}",
-            "",
-            f"  {'rung':28} {'peak':>10} {'extra work':>11} {'spilled':>10}",
-        ]
-        for rung in self.ladder:
-            mark = "->" if rung.name == self.rung else "  "
-            spilled = readable(rung.spill_bytes) if rung.spill_bytes else "-"
-            lines.append(
-                f"{mark} {rung.name:28} {readable(rung.peak):>9} {rung.extra_work:>10.1%} {spilled:>11}"
-            )
-        lines += [
-            "",
-            f"chosen: peak {readable(self.peak)} above the loaded model, {self.extra_work:.1%} extra work",
-        ]
-        lines += [
-            f"  level {level.size[0]}x{level.size[1]}: {level.rung.name}, {level.together} frames together"
-            for level in self.levels
-        ]
-        return "\n".join(lines)
-
-
-def readable(nbytes: int) -> str:
-    """`3.25 GiB`."""
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / MIB:.0f} MiB"
 
 
 def plan(
@@ -116,6 +41,7 @@ def plan(
     memory_limit: int | None = None,
     clips: int = 1,
     workers: int | None = None,
+    part: Part | None = None,
 ) -> Plan:
     """Plan the decoding of clips, or of what is computed picture by picture: encoding, and image autoencoders.
 
@@ -132,6 +58,8 @@ def plan(
         memory_limit: bytes above the loaded model; None for no limit.
         clips: how many clips one call decodes, one after the other.
         workers: threads, or streams of a GPU; None for all cores.
+        part: of the clip, where other ranks decode the rest: the plan is for this rank. All ranks stand on the same
+            rungs of the ladder: those on which each of them keeps the limit.
 
     Raises:
         InputError: a size that no latents have, an unknown dtype, or levels that the engine does not run.
@@ -147,6 +75,7 @@ def plan(
         device=device,
         memory_limit=memory_limit,
         workers=workers or cores(),
+        part=part,
         **whole,
     )
 
@@ -154,7 +83,7 @@ def plan(
 @lru_cache(maxsize=256)
 def _plan(
     task: Task, network: Network, *, num_frames: int, height: int, width: int, dtype: str, device: str,
-    memory_limit: int | None, clips: int, workers: int,
+    memory_limit: int | None, clips: int, workers: int, part: Part | None,
 ) -> Plan:  # fmt: skip
     factor, batch = network.factor, clips * num_frames
     sizes = [(height >> level, width >> level) for level in range(len(network.widths))]
@@ -186,6 +115,18 @@ def _plan(
             device=device, workers=workers,
         )  # fmt: skip
 
+    if part is not None:
+        of_frame = output * item // batch
+        loads = [
+            replace(
+                load(one.frames),
+                batch=one.frames,
+                part=one,
+                output=of_frame * (one.frames + sum(one.beside(1))),
+            )
+            for one in map(part.of, range(part.ranks))
+        ]
+        return choose(loads[part.rank], memory_limit, rungs, others=loads)
     if load(1).over_time:
         return choose(load(num_frames), memory_limit, rungs)
     most = max(1, min(batch, -(-ENOUGH_LATENTS // latents)))
@@ -229,7 +170,8 @@ class _Path:
 
     rungs: tuple[Rung, ...] = ()
     spill_bytes: int = 0
-    again: int = 0  # multiply-adds that are done a second time
+    work: int = 0  # multiply-adds of a clip
+    again: int = 0  # of these, those that are done a second time
     down: int = 0  # how far down the ladder, summed
     peak: int = 0
 
@@ -238,6 +180,7 @@ class _Path:
         return _Path(
             rungs=(*self.rungs, rung),
             spill_bytes=self.spill_bytes + cost.spilled,
+            work=self.work + cost.work,
             again=self.again + cost.again,
             down=self.down + down,
             peak=max(self.peak, cost.peak),
@@ -262,18 +205,22 @@ class _Path:
 
 
 def _best(
-    load: Workload, rungs: Sequence[Rung], limit: int | None, price: Callable[[_Path], tuple[int, ...]]
+    loads: Sequence[Workload],
+    rungs: Sequence[Rung],
+    limit: int | None,
+    price: Callable[[_Path], tuple[int, ...]],
 ) -> _Path | None:
     """The cheapest way through the levels within a limit, each on one of `rungs`; None if there is none.
 
     A level's peak depends on the level before it only, so the best way to each rung of a level is all that counts.
+    Where ranks share a clip, a level takes what it takes where it takes most.
     """
-    paths = [_Path()]
+    load, paths = loads[0], [_Path()]
     for index in range(len(load.sizes)):
         longer = []
         for down, rung in enumerate(rungs):
             ways = [
-                path.then(rung, load.cost(index, rung, path.keep(rung)), down)
+                path.then(rung, _largest(loads, index, rung, path.keep(rung)), down)
                 for path in paths
                 if path.may_go_on(load, rung)
             ]
@@ -283,26 +230,45 @@ def _best(
     return min(paths, key=price, default=None)
 
 
+def _largest(loads: Sequence[Workload], index: int, rung: Rung, before: schedule.Keep) -> Cost:
+    """What a level takes where it takes most memory."""
+    return max((load.cost(index, rung, before) for load in loads), key=lambda cost: cost.peak)
+
+
 def choose(
     load: Workload,
     limit: int | None,
     rungs: Sequence[Rung],
     shown: Sequence[Rung] | None = None,
     single: Workload | None = None,
+    others: Sequence[Workload] = (),
 ) -> Plan:
     """The cheapest plan within the limit. Levels may stand on different rungs.
 
     The ladder that is shown has other rungs where they differ, and below the first one `single`: one picture at a time.
+    With `others`, which share the clip, all of them keep the limit.
     """
-    path = _best(load, rungs, limit, lambda path: path.price)
-    height, width = load.picture
+    loads = others or (load,)
+    path = _best(loads, rungs, limit, lambda path: path.price)
+    height, width = max(load.sizes)  # of the pictures, the largest level
     if path is None:
-        least = _best(load, rungs, None, lambda path: (path.peak,))
+        least = _best(loads, rungs, None, lambda path: (path.peak,))
         assert least is not None
+        frames = (
+            f"{sum(load.part.counts)} frames on {load.part.ranks} ranks"
+            if load.part
+            else f"{load.frames} frames"
+        )
         raise MemoryLimitError(
-            f"memory limit {readable(limit or 0)}: to {load.name} {load.frames} frames of {height}x{width} in "
+            f"memory limit {readable(limit or 0)}: to {load.name} {frames} of {height}x{width} in "
             f"{load.dtype} takes at least {-(-least.peak // MIB)} MiB; raise the limit to that"
         )
+    if others:
+        path = _on(load, path.rungs, rungs)
+    levels, sent, received = _levels(load, path.rungs), 0, 0
+    if load.part is not None:
+        steps = [step for one in levels for step in one.steps]
+        sent, received = exchanged(steps, load.part, load.item, agree=load.dtype == "float16")
     return Plan(
         task=load.name,
         frames=load.frames,
@@ -313,15 +279,26 @@ def choose(
         dtype=load.dtype,
         memory_limit=limit,
         rung=max(path.rungs, key=RUNGS.index).name,
-        levels=_levels(load, path.rungs),
+        levels=levels,
         workers=load.workers,
         cut=load.cut,
         spill_bytes=path.spill_bytes,
         peak=path.peak,
         extra_work=path.again / load.work,
-        work=load.work // load.frames * load.batch,
-        ladder=_ladder(load, single or load, shown or rungs),
+        work=path.work * load.batch // load.frames,
+        ladder=_ladder(loads, others or [single or load], shown or rungs),
+        part=load.part,
+        sent=sent,
+        received=received,
     )
+
+
+def _on(load: Workload, chosen: Sequence[Rung], rungs: Sequence[Rung]) -> _Path:
+    """What it takes to stand on the rungs that were chosen for all."""
+    path = _Path()
+    for index, rung in enumerate(chosen):
+        path = path.then(rung, load.cost(index, rung, path.keep(rung)), rungs.index(rung))
+    return path
 
 
 def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
@@ -344,16 +321,18 @@ def _levels(load: Workload, rungs: Sequence[Rung]) -> tuple[LevelPlan, ...]:
     return tuple(levels)
 
 
-def _ladder(first: Workload, others: Workload, rungs: Sequence[Rung]) -> tuple[Offer, ...]:
+def _ladder(
+    first: Sequence[Workload], others: Sequence[Workload], rungs: Sequence[Rung]
+) -> tuple[Offer, ...]:
     """The rungs, each below the one before; those that would save nothing are left out."""
     ladder: list[Offer] = []
     for rung in rungs:
-        load = others if ladder else first
-        costs = [load.cost(index, rung, rung.state) for index in range(len(load.sizes))]
+        loads = others if ladder else first
+        costs = [_largest(loads, index, rung, rung.state) for index in range(len(loads[0].sizes))]
         offer = Offer(
             name=rung.name,
             peak=max(cost.peak for cost in costs),
-            extra_work=sum(cost.again for cost in costs) / load.work,
+            extra_work=sum(cost.again for cost in costs) / loads[0].work,
             spill_bytes=sum(cost.spilled for cost in costs),
         )
         if not ladder or offer.peak < ladder[-1].peak:

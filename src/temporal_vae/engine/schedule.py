@@ -40,6 +40,11 @@ class Rung:
     def spills(self) -> bool:
         return self.state == "spilled"
 
+    @property
+    def reach(self) -> int:
+        """Frames on either side of those at hand that a temporal block reads."""
+        return 2 if self.temporal == "recomputed" else 1
+
 
 RUNGS = (
     Rung(name="whole"),
@@ -104,6 +109,14 @@ class Step:
     hidden: Activation | None = None  # for the frames of a group
     enlarged: Activation | None = None
     releases: bool = False  # the state, each frame as soon as it was read
+
+    @property
+    def reach(self) -> int:
+        """Frames on either side of those at hand that are read, where others hold a part of the clip."""
+        kinds = {one.kind for one in self.passes}
+        if "temporal" in kinds:
+            return 2 if self.hidden is not None and self.hidden.keep == "recomputed" else 1
+        return int("finish" in kinds)
 
     def place(self, place: Place) -> Activation | None:
         """The activation that a pass calls so; None for the pictures of the call."""

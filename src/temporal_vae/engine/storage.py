@@ -263,3 +263,60 @@ class SpilledActivations(Activations):
         """Store pixels that were written."""
         for frame, source in enumerate(pixels):
             self._store.write(source, self._offset(frame, span.first))
+
+
+class Joined(Activations):
+    """Frames of a clip with those beside them, before and behind, for passes over time.
+
+    Attributes:
+        own: which of all frames are those in the middle.
+    """
+
+    def __init__(self, before: Activations, own: Activations, behind: Activations) -> None:
+        self._parts = before, own, behind
+        self.height, self.width, self.channels, self.dtype = own.height, own.width, own.channels, own.dtype
+        self.own = range(before.count, before.count + own.count)
+        self.count = self.own.stop + behind.count
+
+    def prepare(self, frame: int) -> None:
+        """Make room for a frame."""
+        part, frame = self.place(frame)
+        part.prepare(frame)
+
+    def release(self, frame: int, *, reuse: bool = True) -> None:
+        """Forget a frame; its room may serve another."""
+        part, frame = self.place(frame)
+        part.release(frame, reuse=reuse)
+
+    def release_beside(self) -> None:
+        """Forget the frames that are not in the middle."""
+        for frame in range(self.count):
+            if frame not in self.own:
+                self.release(frame)
+
+    def place(self, frame: int) -> tuple[Activations, int]:
+        """Where a frame is, and which of the frames there."""
+        for part in self._parts:
+            if frame < part.count:
+                return part, frame
+            frame -= part.count
+        raise IndexError(f"there are {self.count} frames")
+
+    def whole(self, frames: Sequence[int]) -> list[Tensor] | None:
+        """All frames `(h, w, c)`, where they are in memory; else None."""
+        found = [part.whole(range(part.count)) for part in self._parts]
+        return None if None in found else [frame for some in found for frame in some or ()]
+
+    def pixels(self, span: Span, scratch: Scratch) -> list[Tensor]:
+        """The same pixels of all frames, `(pixels, c)` each, to read, or to change and `put` back."""
+        return [pixels for part in self._parts for pixels in part.pixels(span, scratch)]
+
+    def blank_pixels(self, span: Span, scratch: Scratch) -> list[Tensor]:
+        """Pixels of all frames to write and `put`; what they hold before is undefined."""
+        return [pixels for part in self._parts for pixels in part.blank_pixels(span, scratch)]
+
+    def put_pixels(self, span: Span, pixels: list[Tensor]) -> None:
+        """Store pixels that were written."""
+        rest = iter(pixels)
+        for part in self._parts:
+            part.put_pixels(span, [next(rest) for _ in range(part.count)])
