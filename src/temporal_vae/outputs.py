@@ -70,13 +70,27 @@ def durable(target: Path) -> Iterator[IO[bytes]]:
             _make_durable(target.parent)
             with temporary.open("xb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            _sync(target.parent)
+            _publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Give a complete file of the same disk the name `target`, once it is on the disk; missing folders are made.
+
+    Raises:
+        MediaError: a target that can't be written.
+    """
+    with writing(target):
+        _make_durable(target.parent)
+        _publish(temporary, target)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    _sync(temporary)
+    temporary.replace(target)
+    _sync(target.parent)
 
 
 def _make_durable(folder: Path) -> None:
@@ -87,10 +101,10 @@ def _make_durable(folder: Path) -> None:
         _sync(folder.parent)
 
 
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk; folders where the system can."""
+    if os.name == "posix" or path.is_file():
+        number = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
         try:
             os.fsync(number)
         finally:

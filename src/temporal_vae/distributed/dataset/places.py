@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from temporal_vae.errors import InputError, MediaError, file_name, one_line
-from temporal_vae.outputs import durable, is_left_over, remove_leftovers, temporary_name
+from temporal_vae.outputs import durable, is_left_over, publish, remove_leftovers, temporary_name, writing
 
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "r2", "tos", "hf", "memory"}
 """Protocols of stores where a put is atomic, and a rename a copy."""
@@ -41,6 +42,18 @@ class Place(ABC):
         Raises:
             MediaError: it can't be written; what had the name before is as it was.
         """
+
+    @abstractmethod
+    def take(self, local: Path, name: str) -> None:
+        """Take in a complete file, which is gone then from where it was: `scratch` of this place.
+
+        Raises:
+            MediaError: it can't be written; what had the name before is as it was.
+        """
+
+    @abstractmethod
+    def scratch(self, folder: str) -> Any:
+        """A context manager: a local folder for files that `take` moves to a folder of this place."""
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
@@ -120,6 +133,21 @@ class LocalPlace(Place):
         with durable(self.local / name) as file:
             yield file
 
+    def take(self, local: Path, name: str) -> None:
+        """See `Place.take`."""
+        publish(local, self.local / name)
+
+    @contextmanager
+    def scratch(self, folder: str) -> Iterator[Path]:
+        """See `Place.scratch`."""
+        path = temporary_name(self.local / folder / "scratch")
+        with writing(path):
+            path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
     def open(self, name: str) -> IO[bytes]:
         """See `Place.open`."""
         with self._reading(name):
@@ -176,11 +204,22 @@ class RemotePlace(Place):
             local = Path(folder) / "part"
             with local.open("wb") as file:
                 yield file
-            try:
-                self._put(local, name)
-            except Exception as error:  # stores raise what their libraries do
-                reason = getattr(error, "strerror", None) or one_line(error)
-                raise MediaError(f"{self.shown(name)}: can't be written ({reason.lower()})") from error
+            self.take(local, name)
+
+    def take(self, local: Path, name: str) -> None:
+        """See `Place.take`."""
+        try:
+            self._put(local, name)
+        except Exception as error:  # stores raise what their libraries do
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise MediaError(f"{self.shown(name)}: can't be written ({reason.lower()})") from error
+        local.unlink()
+
+    @contextmanager
+    def scratch(self, folder: str) -> Iterator[Path]:
+        """See `Place.scratch`."""
+        with tempfile.TemporaryDirectory() as path:
+            yield Path(path)
 
     def _put(self, local: Path, name: str) -> None:
         system, target = self._at(name)
