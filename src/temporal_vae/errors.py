@@ -9,7 +9,8 @@ Every message is one line: the value or file, what was allowed, and what to do.
     ├── MediaError         a video or image that cannot be read or written       (also a ValueError)
     ├── LatentFileError    a latent file that is damaged or of another model     (also a ValueError)
     ├── MemoryLimitError   a memory limit, or a disk to spill to, that is too small (also a ValueError)
-    └── TrainingError      a training that cannot go on                          (also a RuntimeError)
+    ├── TrainingError      a training that cannot go on                          (also a RuntimeError)
+    └── RankError          another rank that died, failed or stands still         (also a RuntimeError)
 
 The command line prints the message of a `TemporalVaeError` on one line and exits with 1; wrong usage
 (unknown option, malformed value) exits with 2.
@@ -27,6 +28,7 @@ __all__ = [
     "LatentFileError",
     "MediaError",
     "MemoryLimitError",
+    "RankError",
     "TemporalVaeError",
     "TrainingError",
 ]
@@ -68,6 +70,18 @@ class MemoryLimitError(TemporalVaeError, ValueError):
 
 class TrainingError(TemporalVaeError, RuntimeError):
     """A training run that cannot go on; its last checkpoint is intact."""
+
+
+class RankError(TemporalVaeError, RuntimeError):
+    """Another rank that died, failed or stands still, so that what it shares cannot be computed.
+
+    Attributes:
+        rank: which one, of the group.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 def file_name(path: str | Path) -> str:

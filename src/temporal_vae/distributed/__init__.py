@@ -5,8 +5,19 @@ from typing import TYPE_CHECKING
 from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
+    from temporal_vae.distributed.clip.sharded import decode_sharded, encode_sharded, plan_sharded
+    from temporal_vae.distributed.dataset.decoding import decode_dataset
     from temporal_vae.distributed.dataset.latents import LatentDataset
 
-__all__ = ["LatentDataset"]
+__all__ = ["LatentDataset", "decode_dataset", "decode_sharded", "encode_sharded", "plan_sharded"]
 
-__getattr__ = loaded_on_use(__name__, {"LatentDataset": "dataset.latents"})
+__getattr__ = loaded_on_use(
+    __name__,
+    {
+        "LatentDataset": "dataset.latents",
+        "decode_dataset": "dataset.decoding",
+        "decode_sharded": "clip.sharded",
+        "encode_sharded": "clip.sharded",
+        "plan_sharded": "clip.sharded",
+    },
+)

@@ -17,13 +17,14 @@ from temporal_vae.engine.networks import FLUX, FLUX2, SD, SVD, Network
 from temporal_vae.engine.parts import Part
 from temporal_vae.engine.planned import Offer, Plan, readable
 from temporal_vae.engine.planner import DEVICES, DTYPES, cores, plan
-from temporal_vae.engine.progress import reporting
+from temporal_vae.engine.progress import Listener, listener_now, reporting
 from temporal_vae.engine.schedule import Task
 from temporal_vae.namespace import loaded_on_use
 
 if TYPE_CHECKING:
     from temporal_vae.engine.calls import decode, decode_part, encode, plan_like
     from temporal_vae.engine.gate import built
+    from temporal_vae.engine.resources import free_memory
     from temporal_vae.engine.shared import Peers
     from temporal_vae.engine.trust import machine
 
@@ -34,6 +35,7 @@ __all__ = [
     "FLUX2",
     "SD",
     "SVD",
+    "Listener",
     "Network",
     "Offer",
     "Part",
@@ -45,6 +47,8 @@ __all__ = [
     "decode",
     "decode_part",
     "encode",
+    "free_memory",
+    "listener_now",
     "machine",
     "plan",
     "plan_like",
@@ -61,6 +65,7 @@ __getattr__ = loaded_on_use(
         "decode": "calls",
         "decode_part": "calls",
         "encode": "calls",
+        "free_memory": "resources",
         "machine": "trust",
         "plan_like": "calls",
     },

@@ -1,0 +1,323 @@
+"""Clips and pictures by all ranks of a group: `decode_sharded`, `encode_sharded`, and the plan of both.
+
+Whole clips are spread first, which takes no communication. A clip that is shared is cut into consecutive frames;
+spatial work needs nothing from others, a convolution over time a frame from each neighbour, and a norm over time the
+moments of all ranks, merged in their order in float64, so that every rank normalises by the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import logging
+from torch import Tensor
+
+from temporal_vae import engine
+from temporal_vae.amounts import MemoryLimit, parse_memory
+from temporal_vae.autoencoders.base import Autoencoder
+from temporal_vae.distributed.clip.ranks import TIMEOUT, Ranks, together
+from temporal_vae.distributed.clip.shares import Share, evenly, shares
+from temporal_vae.engine import Plan, readable
+from temporal_vae.errors import InputError
+from temporal_vae.model.checks import channels_into, check_frames, check_latents
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlan:
+    """What one rank does.
+
+    Attributes:
+        frames: numbers of the frames that it computes, in the order in which it holds them.
+        plans: how, one for each go.
+        sent, received: bytes, while it computes.
+        gathered: bytes that it sends when the results are gathered.
+    """
+
+    frames: tuple[range, ...]
+    plans: tuple[Plan, ...]
+    sent: int
+    received: int
+    gathered: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes above the loaded model."""
+        return max((plan.peak for plan in self.plans), default=0)
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds."""
+        return sum(plan.work for plan in self.plans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedPlan:
+    """How ranks share a batch. `print(plan)` shows it."""
+
+    task: engine.Task
+    ranks: tuple[RankPlan, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.task} on {len(self.ranks)} ranks",
+            f"  {'rank':>4}  {'frames':16} {'peak':>10} {'sent':>10} {'received':>10} {'gathering':>10}",
+        ]
+        for number, rank in enumerate(self.ranks):
+            frames = ", ".join(f"{span.start}-{span.stop - 1}" for span in rank.frames) or "idle"
+            amounts = (rank.peak, rank.sent, rank.received, rank.gathered)
+            columns = " ".join(f"{readable(amount) if amount else '-':>10}" for amount in amounts)
+            lines.append(f"  {number:>4}  {frames:16} {columns}")
+        return "\n".join(lines)
+
+
+def plan_sharded(
+    vae: Autoencoder,
+    *,
+    ranks: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    clips: int = 1,
+    task: engine.Task = "decode",
+    memory_limit: MemoryLimit = None,
+) -> ShardedPlan:
+    """How ranks would share clips of `num_frames` frames of `height` x `width` pixels; nothing is computed.
+
+    Args:
+        vae: the model.
+        ranks: how many.
+        num_frames: length of a clip; the number of pictures where each is computed by itself.
+        height: of the frames in pixels; for decoding a multiple of `vae.spatial_factor`.
+        width: of the frames in pixels.
+        clips: how many there are.
+        task: `"decode"` or `"encode"`.
+        memory_limit: of each rank, bytes above the loaded model or an amount as `"4GiB"`.
+
+    Raises:
+        InputError: a size that no latents have, or a count below 1.
+        MemoryLimitError: a limit that is too small for one of the ranks.
+    """
+    if ranks < 1:
+        raise InputError(f"ranks={ranks}: at least 1")
+    like, limit = next(vae.parameters()), vae._limit(memory_limit)
+    size = {"height": height, "width": width, "memory_limit": limit}
+    over_time = task == "decode" and vae.network.temporal
+
+    def planned(share: Share) -> Plan:
+        if share.part is not None:
+            return engine.plan_like(task, vae.network, like, num_frames=num_frames, part=share.part, **size)
+        count = len(share.frames)
+        length = (
+            {"num_frames": num_frames, "clips": count // num_frames} if over_time else {"num_frames": count}
+        )
+        return engine.plan_like(task, vae.network, like, **length, **size)
+
+    found = []
+    for own in spread_of(vae, task, clips * num_frames, num_frames, ranks):
+        plans = tuple(planned(share) for share in own)
+        count = sum(len(share.frames) for share in own)
+        of_frame = _values_of_result(vae, task, height, width) * like.element_size()
+        found.append(
+            RankPlan(
+                frames=tuple(share.frames for share in own),
+                plans=plans,
+                sent=sum(plan.sent for plan in plans),
+                received=sum(plan.received for plan in plans),
+                gathered=count * of_frame * (ranks - 1),
+            )
+        )
+    return ShardedPlan(task=task, ranks=tuple(found))
+
+
+def decode_sharded(
+    vae: Autoencoder,
+    z: Tensor,
+    *,
+    num_frames: int,
+    group: Any = None,
+    gather: bool = True,
+    memory_limit: MemoryLimit = None,
+    timeout: float = TIMEOUT,
+) -> Tensor:
+    """Decode latents by all ranks of a group, to the frames that one process gives; without gradients.
+
+    All ranks call this with the same model and the same latents. What each of them computes, `plan_sharded` tells.
+
+    Args:
+        vae: the model, on each rank on its own device.
+        z: unscaled latents `(b*t, z, h, w)`, the frames of each clip one after the other.
+        num_frames: `t`, the length of a clip. Image autoencoders decode each picture by itself; give 1.
+        group: of `torch.distributed`; None is all ranks.
+        gather: give every rank all frames; if False, each keeps those that it computed.
+        memory_limit: of each rank, bytes above the loaded model or an amount as `"4GiB"`.
+        timeout: seconds that a rank may give no sign of life, or come no further.
+
+    Returns:
+        Frames about [-1, 1]: `(b*t, c, h*f, w*f)`, or without `gather` those of this rank in the order of
+        `plan_sharded(...).ranks[rank].frames`.
+
+    Raises:
+        InputError: no group of ranks; latents that do not fit, or differ between ranks; a decoder that was changed so
+            that only its modules know what is meant.
+        MemoryLimitError: a limit that is too small; raised on all ranks.
+        RankError: another rank died, failed or stands still; the message names it. The group is of no use any more.
+    """
+    check_latents(z, num_frames, channels=channels_into(vae.decoder))
+    if not vae.network.temporal:
+        num_frames = 1
+    factor = vae.spatial_factor
+    size = {"height": factor * z.shape[-2], "width": factor * z.shape[-1], "clips": len(z) // num_frames}
+    with together(group, timeout=timeout) as ranks, torch.no_grad():
+        asked = {"num_frames": num_frames, "memory_limit": memory_limit, "shape": list(z.shape)}
+        _agree(ranks, vae, z, asked)
+        limit = limit_of_all(vae, ranks, memory_limit, num_frames=num_frames, **size)
+        spread = spread_of(vae, "decode", len(z), num_frames, ranks.count)
+        _say_idle(spread, len(z))
+        own = spread[ranks.rank]
+        with ranks.working():
+            results = [decode_share(vae, z, share, num_frames, ranks, limit) for share in own]
+        frames = _joined(results, z, (vae.config.out_channels, size["height"], size["width"]))
+        return _gathered(ranks, frames, spread, len(z)) if gather else frames
+
+
+def encode_sharded(
+    vae: Autoencoder,
+    x: Tensor,
+    *,
+    group: Any = None,
+    gather: bool = True,
+    memory_limit: MemoryLimit = None,
+    timeout: float = TIMEOUT,
+) -> DiagonalGaussianDistribution:
+    """Encode frames by all ranks of a group, each some of them: an encoder sees every frame by itself.
+
+    Args:
+        vae: as in `decode_sharded`.
+        x: frames `(n, c, h, w)` in [-1, 1], the same on all ranks.
+        group: as in `decode_sharded`.
+        gather: as in `decode_sharded`.
+        memory_limit: as in `decode_sharded`.
+        timeout: as in `decode_sharded`.
+
+    Returns:
+        The posterior over unscaled latents `(n, z, h/f, w/f)`, or without `gather` of the frames of this rank.
+
+    Raises:
+        InputError, MemoryLimitError, RankError: as `decode_sharded`.
+    """
+    check_frames(x, channels=channels_into(vae.encoder), smallest=vae.spatial_factor)
+    height, width = x.shape[-2:]
+    with together(group, timeout=timeout) as ranks, torch.no_grad():
+        _agree(ranks, vae, x, {"memory_limit": memory_limit, "shape": list(x.shape)})
+        limit = limit_of_all(
+            vae, ranks, memory_limit, task="encode", num_frames=len(x), height=height, width=width
+        )
+        spread = spread_of(vae, "encode", len(x), 1, ranks.count)
+        _say_idle(spread, len(x))
+        results = []
+        with ranks.working():
+            for share in spread[ranks.rank]:
+                frames = x[share.frames.start : share.frames.stop]
+                results.append(vae.encode(frames, memory_limit=limit).latent_dist.parameters)
+        factor = vae.spatial_factor
+        moments = _joined(results, x, (2 * vae.config.latent_channels, height // factor, width // factor))
+        if gather:
+            moments = _gathered(ranks, moments, spread, len(x))
+    return DiagonalGaussianDistribution(moments)
+
+
+def decode_share(
+    vae: Autoencoder, z: Tensor, share: Share, num_frames: int, ranks: Ranks, memory_limit: MemoryLimit
+) -> Tensor:
+    """The frames of one share of latents."""
+    own = z[share.frames.start : share.frames.stop]
+    if share.part is None:
+        length = {"num_frames": num_frames} if vae.network.temporal else {}
+        frames: Tensor = vae.decode(own, **length, memory_limit=memory_limit).sample
+        return frames
+    peers = ranks.share(share.part, share.ranks)
+    return engine.decode_part(vae.decoder, own, vae.network, peers, memory_limit=vae._limit(memory_limit))
+
+
+def limit_of_all(vae: Autoencoder, ranks: Ranks, memory_limit: MemoryLimit, **size: Any) -> int | None:
+    """The limit under which all ranks work: what is free is shared by those of a machine, if it is too little for all.
+
+    Raises:
+        InputError, MemoryLimitError: as `plan_sharded`, on all ranks.
+    """
+    limit = vae._limit(memory_limit)
+    plan = plan_sharded(vae, ranks=ranks.count, memory_limit=limit, **size)
+    if limit is not None or vae.device.type not in engine.DEVICES:
+        return limit
+    free = min(ranks.free_memory(vae.device))
+    peak = max(rank.peak for rank in plan.ranks)
+    if peak <= free:
+        return None
+    least = max(min(offer.peak for offer in one.ladder) for rank in plan.ranks for one in rank.plans)
+    return max(free, least)
+
+
+def spread_of(
+    vae: Autoencoder, task: engine.Task, count: int, num_frames: int, ranks: int
+) -> list[list[Share]]:
+    """What each rank computes of a batch of `count` frames."""
+    if task == "decode" and vae.network.temporal:
+        return shares(count // num_frames, num_frames, ranks)
+    return [[Share(frames=span)] if span else [] for span in evenly(count, ranks)]
+
+
+def _say_idle(spread: list[list[Share]], count: int) -> None:
+    """Tell of ranks that have nothing to do."""
+    idle = [str(rank) for rank, own in enumerate(spread) if not own]
+    if idle:
+        logger.warning("%d ranks for %d frames: idle are ranks %s", len(spread), count, ", ".join(idle))
+
+
+def _agree(ranks: Ranks, vae: Autoencoder, x: Tensor, asked: dict[str, Any]) -> None:
+    """See that all ranks are about to do the same."""
+    if asked["memory_limit"] is not None:
+        asked["memory_limit"] = parse_memory(asked["memory_limit"])
+    ranks.agree("what is asked for", json.dumps({**asked, "dtype": str(x.dtype)}, sort_keys=True).encode())
+    weights = torch.cat([parameter.detach().flatten()[:4].float() for parameter in vae.parameters()])
+    ranks.agree("the model", weights.cpu().numpy().tobytes())
+    ranks.agree("the batch", x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _joined(results: Sequence[Tensor], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """All results of a rank as one; none of an idle rank."""
+    if len(results) == 1:
+        return results[0]
+    return torch.cat(list(results)) if results else like.new_empty((0, *shape))
+
+
+def _gathered(ranks: Ranks, own: Tensor, spread: list[list[Share]], count: int) -> Tensor:
+    """The results of all ranks, in the order of the batch."""
+    result = own.new_empty((count, *own.shape[1:]))
+    own, at = own.contiguous(), 0
+    sent: list[tuple[int, Tensor]] = []
+    received: list[tuple[int, Tensor]] = []
+    for share in spread[ranks.rank]:
+        frames = own[at : at + len(share.frames)]
+        result[share.frames.start : share.frames.stop] = frames
+        sent += [(rank, frames) for rank in range(ranks.count) if rank != ranks.rank]
+        at += len(frames)
+    for rank, theirs in enumerate(spread):
+        if rank != ranks.rank:
+            received += [(rank, result[share.frames.start : share.frames.stop]) for share in theirs]
+    ranks.exchange(sent, received)()
+    return result
+
+
+def _values_of_result(vae: Autoencoder, task: engine.Task, height: int, width: int) -> int:
+    """Values of a frame, or of the moments of its latents."""
+    if task == "decode":
+        return int(vae.config.out_channels) * height * width
+    factor = vae.spatial_factor
+    return 2 * int(vae.config.latent_channels) * (height // factor) * (width // factor)
