@@ -1,7 +1,7 @@
 """The `temporal-vae` command. Its modules import the heavy libraries inside the commands, so `--help` is quick.
 
-Exit codes: 0 done, 1 an error with a message of one line, 2 wrong usage; 130, 143 and 129 interrupted, by
-Ctrl-C, SIGTERM and SIGHUP.
+Exit codes: 0 done, 1 an error with a message of one line, 2 wrong usage, 3 done but for videos or clips of a dataset
+that were left out; 130, 143 and 129 interrupted, by Ctrl-C, SIGTERM and SIGHUP.
 """
 
 import sys
@@ -10,6 +10,7 @@ import click
 
 from temporal_vae import __version__, interrupts
 from temporal_vae.cli.checkpoints import convert, export, inflate, push
+from temporal_vae.cli.dataset import encode_dataset
 from temporal_vae.cli.info import info
 from temporal_vae.cli.plan import plan
 from temporal_vae.cli.train import train
@@ -25,7 +26,9 @@ def commands() -> None:
     """Video to latents and back, with the autoencoder of Stable Video Diffusion."""
 
 
-for command in (encode, decode, reconstruct, convert, inflate, export, push, info, plan, train):
+for command in (
+    *(encode, decode, reconstruct, encode_dataset, convert, inflate, export, push, info, plan, train),
+):
     commands.add_command(command)
 
 

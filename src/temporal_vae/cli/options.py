@@ -127,15 +127,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-selection_options = _together(
-    click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),
-    click.option("--frames", type=click.IntRange(min=1), help="The most frames to read."),
-    click.option("--fps", type=RateType(), help="Resample to this many frames per second."),
-    click.option(
-        "--size",
-        type=SizeType(),
-        help="Scale to WIDTH or WIDTHxHEIGHT pixels, as video tools write it: 1024x576 is a wide image.",
-    ),
+reading_options = _together(
     click.option(
         "--background",
         type=ColorType(),
@@ -164,6 +156,18 @@ selection_options = _together(
         show_default=True,
         help="Make frames of fields (bwdif) where frames are flagged as interlaced.",
     ),
+)
+
+selection_options = _together(
+    click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),
+    click.option("--frames", type=click.IntRange(min=1), help="The most frames to read."),
+    click.option("--fps", type=RateType(), help="Resample to this many frames per second."),
+    click.option(
+        "--size",
+        type=SizeType(),
+        help="Scale to WIDTH or WIDTHxHEIGHT pixels, as video tools write it: 1024x576 is a wide image.",
+    ),
+    reading_options,
 )
 
 cut_options = _together(
@@ -240,17 +244,22 @@ device_option = click.option(
 )
 
 
+model_options = _together(
+    click.option(
+        "--model", default="embedded", show_default=True, help="Folder, Hugging Face id, or `embedded`."
+    ),
+    click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae."),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
+    ),
+    device_option,
+)
+
+
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that name a model; it is called with the loaded one as `vae`."""
 
-    @click.option(
-        "--model", default="embedded", show_default=True, help="Folder, Hugging Face id, or `embedded`."
-    )
-    @click.option("--subfolder", help="Folder of the autoencoder inside the model, such as vae.")
-    @click.option(
-        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="To compute in."
-    )
-    @device_option
+    @model_options
     @wraps(command)
     def load_and_run(model: str, subfolder: str | None, dtype: str, device: str, **arguments: Any) -> None:
         command(vae=load_model(model, subfolder, dtype, device), **arguments)

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from temporal_vae.distributed.dataset.executors import Failure
+from temporal_vae.distributed.dataset.places import Place
 from temporal_vae.distributed.dataset.probing import Found, Probe, Unreadable
 from temporal_vae.distributed.dataset.settings import digest
 from temporal_vae.distributed.dataset.shards import Format, ShardInfo
+from temporal_vae.distributed.dataset.share import Share
+from temporal_vae.engine.resources import cache_folder
 from temporal_vae.errors import MediaError, file_name
 
 _VERSION = 1
@@ -36,6 +39,14 @@ CREATE TABLE failures (identity TEXT PRIMARY KEY, path BLOB, reason TEXT) WITHOU
 _FRACTIONS = ("pixel_aspect", "rate", "tick", "shown")
 
 
+def ledger_path(place: Place, share: Share) -> Path:
+    """The ledger of a rank: beside the shards, or in the cache of this user where those are on no local folder."""
+    name = "ledger.sqlite" if share.ranks == 1 else f"ledger-{share.rank}-of-{share.ranks}.sqlite"
+    if place.local is not None:
+        return place.local / name
+    return cache_folder() / "temporal-vae" / "ledgers" / digest(place.url.rstrip("/"))[:16] / name
+
+
 class Where(NamedTuple):
     """Where a clip lies, as `shards.read_record` takes it."""
 
@@ -47,14 +58,13 @@ class Ledger:
     """One ledger, and those of others to look into. A context manager.
 
     Args:
-        path: the file; made where there is none.
-        others: ledgers that are read too.
+        path: the file; made where there is none. Ledgers of other ranks in its folder are read too.
 
     Raises:
         MediaError: a file that is no ledger, or can't be written.
     """
 
-    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         with self._said():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +77,6 @@ class Ledger:
                     f"{file_name(path)}: is of version {version}; this release writes {_VERSION}"
                 )
             self._base.execute("PRAGMA synchronous = FULL")
-        self._others = tuple(others)
 
     def __enter__(self) -> Ledger:
         return self
@@ -114,6 +123,20 @@ class Ledger:
         base.executemany("DELETE FROM failures WHERE identity = ?", [(each,) for each in shard.places])
         return done
 
+    def forget_shards(self, names: Iterable[str], format: Format) -> None:
+        """Let clips be done again whose shards are no more."""
+        with self._said(), self._base as base:
+            for name in names:
+                at = "shard IN (SELECT number FROM shards WHERE name = ? AND format = ?)"
+                base.execute(f"DELETE FROM clips WHERE {at}", (name, format))
+                base.execute("DELETE FROM shards WHERE name = ? AND format = ?", (name, format))
+
+    def forget_clips(self, identities: Iterable[str], format: Format) -> None:
+        """Let clips be done again whose files are no more."""
+        with self._said(), self._base as base:
+            rows = [(identity, format) for identity in identities]
+            base.executemany("DELETE FROM clips WHERE identity = ? AND format = ?", rows)
+
     def failures(self) -> dict[str, str]:
         """Reasons of clips that could not be encoded, by identity."""
         query = "SELECT identity, reason FROM failures"
@@ -147,8 +170,8 @@ class Ledger:
         """What a query finds in this ledger, then in those of others."""
         with self._said():
             yield from self._base.execute(query, values)
-        for path in self._others:
-            if path.exists():
+        for path in sorted(self._path.parent.glob("ledger*.sqlite")):
+            if path.name != self._path.name:
                 with self._said(path), closing(sqlite3.connect(path, timeout=_WAIT)) as base:
                     (version,) = base.execute("PRAGMA user_version").fetchone()
                     if version == _VERSION:  # 0 where it is just being made

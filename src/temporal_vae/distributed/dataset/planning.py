@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from temporal_vae.distributed.dataset import clips
 from temporal_vae.distributed.dataset.executors import ClipTask
 from temporal_vae.distributed.dataset.identity import identity_of, recipe_of, settings_digest
 from temporal_vae.distributed.dataset.probing import Found, Probe
 from temporal_vae.distributed.dataset.settings import Settings
-from temporal_vae.distributed.dataset.sources import Listing, Row
+from temporal_vae.distributed.dataset.sources import Listing, Row, plain
 from temporal_vae.errors import NAMED
 
 Kind = Literal["unreadable", "too short", "unfit", "failed"]
@@ -153,6 +153,23 @@ class DatasetPlan:
         lines += [("remark", remark) for remarks in self.remarks.values() for remark in remarks][:NAMED]
         return lines + _shown(self.left_out)
 
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the plan, for JSON."""
+        return {
+            "settings": self.settings.to_json(),
+            "rows": self.rows,
+            "videos": self.videos,
+            "clips": len(self.clips),
+            "duplicates": self.duplicates,
+            "video_seconds": float(self.seconds),
+            "nbytes": self.nbytes,
+            "buckets": {f"{width}x{height}": count for (width, height), count in self.buckets.items()},
+            "left_out": {kind: sum(each.kind == kind for each in self.left_out) for kind in KINDS},
+            "reasons": [each.reason for each in self.left_out],
+            "passed_over": self.passed_over,
+            "tail_frames": self.tail_frames,
+        }
+
     def _most_cut_off(self) -> Fraction:
         pictures = {(task.box, task.size, task.original) for task in self.clips.values()}
         shares = (clips.Picture(box=box, size=size).cut_off(*original) for box, size, original in pictures)
@@ -250,7 +267,7 @@ def _add(
             original=(probe.width, probe.height),
             box=picture.box,
             size=picture.size,
-            columns=row.columns,
+            columns=plain(row.columns),
         )
     return identity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -136,8 +137,18 @@ def _row(row: Any, folder: str, place: str) -> Row:
         source=printable(row["path"]),
         start=start,
         end=end,
-        columns={str(name): value for name, value in row.items() if name not in SPAN},
+        columns={_unicode(str(name)): _unicode(value) for name, value in row.items() if name not in SPAN},
     )
+
+
+def _unicode(value: Any) -> Any:
+    """Halves of surrogate pairs, which JSON may hold and files may not, as escapes."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def plain(columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns as JSON has them: what it does not have, such as dates, as text, and numbers that are none as null."""
+    return json.loads(json.dumps(columns, default=str), parse_constant=lambda name: None)
 
 
 def _seconds(row: dict[str, Any], name: str, place: str) -> Fraction | None:

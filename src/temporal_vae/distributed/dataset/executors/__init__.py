@@ -6,7 +6,7 @@ runs; all of them give the same result. What crosses from process to process is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,7 +102,8 @@ class ModelSpec:
     Attributes:
         name: a folder (as an absolute path), a hub id, or `embedded`.
         subfolder: of the autoencoder inside of it.
-        device: as torch names it; `cuda` without a number is a GPU of its own for each worker, as far as there are.
+        device: as torch names it; `cuda` without a number is a GPU of its own for each worker, as far as there are, and
+            `auto` is that where the machine of the worker has one.
         identity: what `identity.model_digest` must give of the loaded model.
     """
 
@@ -140,7 +141,7 @@ class Executor(Protocol):
     def workers(self) -> int:
         """How many batches are encoded at the same time."""
 
-    def run(self, job: Job, batches: Iterable[Batch]) -> Iterator[Report]:
+    def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
         """Encode batches and report each of them, in any order.
 
         Batches are taken as workers need them, at most two for each. A batch whose worker died is given out again (see

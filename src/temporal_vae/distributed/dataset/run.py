@@ -1,0 +1,273 @@
+"""The core of `encode-dataset`: plan, give out what is missing, enter what comes back, leave an index.
+
+It knows no engine: whoever encodes gets batches and gives reports. What is done is known by identity, so that a run
+that ended in whatever way goes on where it stopped, and what was asked for before is neither done again nor lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from math import ceil
+from pathlib import Path
+from time import monotonic
+
+from typing_extensions import Unpack
+
+from temporal_vae.amounts import parse_memory
+from temporal_vae.autoencoders.loading import load_named
+from temporal_vae.distributed.dataset.adoption import clean, reconcile
+from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Job, ModelSpec
+from temporal_vae.distributed.dataset.executors.local import LocalExecutor, cores, default_workers
+from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
+from temporal_vae.distributed.dataset.identity import home_of, model_digest
+from temporal_vae.distributed.dataset.ledger import Ledger, ledger_path
+from temporal_vae.distributed.dataset.locks import only_driver
+from temporal_vae.distributed.dataset.places import open_place
+from temporal_vae.distributed.dataset.planning import DatasetPlan, LeftOut, ModelFacts, plan_of
+from temporal_vae.distributed.dataset.request import How, Progress, Request, Tally, Watch
+from temporal_vae.distributed.dataset.settings import Settings, digest
+from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
+from temporal_vae.distributed.dataset.share import Share
+from temporal_vae.distributed.dataset.sources import rows_of
+from temporal_vae.distributed.dataset.summary import (
+    Summary,
+    count,
+    write_indices,
+    write_quarantine,
+    write_settings,
+    write_summary,
+)
+from temporal_vae.distributed.dataset.survey import survey
+from temporal_vae.errors import MediaError, TemporalVaeError
+from temporal_vae.video.latents import ModelIdentity
+
+_BATCHES_EACH = 2  # for each worker at least, as long as there is a clip for each
+
+
+def encode_dataset(
+    source: str | Path,
+    dest: str | Path,
+    *,
+    settings: Settings | None = None,
+    progress: Watch | None = None,
+    **how: Unpack[How],
+) -> Summary:
+    """Encode a dataset of videos into one of latents, or what is missing of it.
+
+    A run that ended in whatever way goes on where it stopped: call it again. What other settings made in the folder
+    stays. By default clips are encoded in processes of this machine, so a script that calls this needs
+    `if __name__ == "__main__":` around what it does.
+
+    Args:
+        source: a folder of videos, a pattern, or a manifest (CSV, JSONL, Parquet) with `path`, perhaps `start` and
+            `end` in seconds, and any further columns, which are carried along.
+        dest: folder of the dataset, a path or a URL that fsspec opens.
+        settings: how videos are cut and encoded.
+        progress: told how far it is, from the thread that calls this.
+        **how: see `How`.
+
+    Returns:
+        How it went. What was left out, and why, is counted there and listed in `quarantine.jsonl`.
+
+    Raises:
+        InputError: another run writes there, or settings that do not go with the model.
+        CheckpointError: a model that cannot be loaded.
+        MediaError: a source that is not there, or a folder that can't be written.
+        TemporalVaeError: what ended it half-way. What is done is kept.
+    """
+    request = Request(source=source, dest=dest, settings=settings or Settings(), **how)
+    with Run(request, progress or (lambda progress: None)) as run:
+        return run.encode()
+
+
+class Run:
+    """One run over a dataset, which nobody else writes to meanwhile. A context manager.
+
+    Args:
+        request: what is to be done.
+        watch: told how far it is.
+
+    Attributes:
+        plan: what there is to encode.
+        missing: clips of it that this run is to encode.
+
+    Raises:
+        InputError: another run writes there, or settings that do not go with the model.
+        CheckpointError: a model that cannot be loaded.
+        MediaError: a source that is not there, or a folder that can't be written.
+    """
+
+    def __init__(self, request: Request, watch: Watch = lambda progress: None) -> None:
+        self._request, self._watch, self._began = request, watch, monotonic()
+        self._executor = request.executor or LocalExecutor(workers=default_workers(request.device))
+        self._share = self._executor.share if isinstance(self._executor, RankExecutor) else Share()
+        need_pyarrow("encode-dataset")
+        self._place = open_place(request.dest)
+        path = request.ledger or ledger_path(self._place, self._share)
+        with ExitStack() as held:
+            held.enter_context(only_driver(path.parent, self._share, str(request.dest)))
+            self._ledger = held.enter_context(Ledger(path))
+            if request.retry_quarantined:
+                self._ledger.forget_failures()
+            self._identity, facts = self._load_model()
+            self.plan = self._plan(facts)
+            clean(self._place, request.format)
+            self._reconcile()
+            self.missing = self._missing()
+            self._held = held.pop_all()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+    def encode(self) -> Summary:
+        """Encode what is missing.
+
+        Raises:
+            TemporalVaeError: what ended it: a full disk, a memory limit, or with `fail_fast` a clip. What is done is
+                kept; the next run goes on from there.
+        """
+        write_settings(self._place, self.plan, self._request.format, self._identity)
+        write_quarantine(self._place, self._left_out())
+        tally = Tally(self._watch, {task.identity: task for task in self.missing})
+        if self.missing:
+            with closing(self._executor.run(self._job(), self._batches())) as reports:
+                for report in reports:
+                    if report.error is not None:
+                        raise MediaError(f"{report.error} (what is done is kept: run again to go on)")
+                    self._ledger.commit(report.shard, report.failed)
+                    tally.add(
+                        report.shard.places if report.shard else (), [f.identity for f in report.failed]
+                    )
+                    if report.failed and self._request.fail_fast:
+                        raise MediaError(report.failed[0].reason)
+            self._reconcile()
+        return self._finish(tally.now)
+
+    def _load_model(self) -> tuple[ModelIdentity, ModelFacts]:
+        """Who the model is; workers load their own."""
+        request = self._request
+        vae = load_named(request.model, request.subfolder, dtype=request.settings.dtype)
+        identity = ModelIdentity.of(vae)
+        facts = ModelFacts(
+            digest=model_digest(identity),
+            factor=vae.spatial_factor,
+            channels=vae.config["latent_channels"],
+        )
+        return identity, facts
+
+    def _plan(self, model: ModelFacts) -> DatasetPlan:
+        request, began = self._request, monotonic()
+        listing = rows_of(request.source, without=self._place.local)
+
+        def told(done: int, total: int) -> None:
+            self._watch(Progress(phase="probe", done=done, total=total, seconds=monotonic() - began))
+
+        found = survey(
+            [row.path for row in listing.rows],
+            request.settings.reading,
+            self._ledger,
+            workers=cores(),
+            share=self._share,
+            fail_fast=request.fail_fast,
+            told=told,
+        )
+        return plan_of(listing, found, request.settings, model)
+
+    def _reconcile(self) -> None:
+        share = self._share
+        is_ours = lambda name: int(digest(name)[:8], 16) % share.ranks == share.rank  # noqa: E731
+        reconcile(self._place, self._ledger, self._request.format, is_ours=is_ours)
+
+    def _missing(self) -> list[ClipTask]:
+        """Clips of the plan that are neither done nor known to fail, and fall to this rank."""
+        over = set(self._ledger.committed(self._request.format))
+        if not self._request.retry_quarantined:
+            over |= set(self._ledger.failures())
+        length = self.plan.settings.clip_frames
+        return [
+            task
+            for identity, task in self.plan.clips.items()
+            if identity not in over
+            and (
+                self._share.ranks == 1
+                or home_of(task.source_sha256, task.start, length / task.rate, self._share.ranks)
+                == self._share.rank
+            )
+        ]
+
+    def _batches(self) -> Iterator[Batch]:
+        """Clips in the order of the plan, so that those of a video are together."""
+        tasks = self.missing
+        few = ceil(len(tasks) / (self._executor.workers * _BATCHES_EACH))
+        size = max(1, min(self._request.clips_per_shard, few))
+        for number, first in enumerate(range(0, len(tasks), size)):
+            yield Batch(number=number, clips=tuple(tasks[first : first + size]))
+
+    def _job(self) -> Job:
+        request = self._request
+        is_folder = Path(request.model).exists()
+        return Job(
+            model=ModelSpec(
+                name=str(Path(request.model).resolve()) if is_folder else request.model,
+                subfolder=request.subfolder,
+                device=request.device,
+                identity=self.plan.model.digest,
+            ),
+            settings=request.settings,
+            dest=self._place.url if self._place.local is None else str(self._place.local.resolve()),
+            format=request.format,
+            memory_limit=None if request.memory_limit is None else parse_memory(request.memory_limit),
+        )
+
+    def _left_out(self) -> list[LeftOut]:
+        """Rows without clips, and clips that failed and are not done."""
+        plan, done = self.plan, self._ledger.committed(self._request.format)
+        failures = self._ledger.failures()
+        clips = [
+            LeftOut(kind="failed", source=task.source, path=task.path, reason=failures[identity], identity=identity)
+            for identity, task in plan.clips.items()
+            if identity in failures and identity not in done
+        ]  # fmt: skip
+        return plan.left_out + clips
+
+    def _finish(self, now: Progress) -> Summary:
+        """Write what is beside the shards, if there is nothing left to be encoded by others."""
+        request, plan, place = self._request, self.plan, self._place
+        committed, left_out = self._ledger.committed(request.format), self._left_out()
+        failed = {each.identity for each in left_out}
+        waiting = sum(1 for identity in plan.clips if identity not in committed and identity not in failed)
+        if waiting and self._share.ranks == 1:
+            raise TemporalVaeError(
+                f"{waiting} clips came back neither done nor failed; run again, and report it"
+            )
+        there = len(plan.clips) - waiting - count(left_out)["failed"]
+        summary = Summary(
+            source=str(request.source),
+            dest=str(request.dest),
+            settings=plan.digest,
+            format=request.format,
+            rows=plan.rows,
+            videos=plan.videos,
+            clips=len(plan.clips),
+            duplicates=plan.duplicates,
+            encoded=now.done,
+            found=there - now.done,
+            waiting=waiting,
+            left_out=count(left_out),
+            passed_over=plan.passed_over,
+            tail_frames=plan.tail_frames,
+            video_seconds=float(plan.seconds),
+            nbytes=self._ledger.nbytes(request.format),
+            seconds=monotonic() - self._began,
+            clips_per_second=now.done / now.seconds if now.done else 0.0,
+            video_seconds_per_second=now.video_seconds / now.seconds if now.done else 0.0,
+        )
+        if not waiting:
+            write_indices(place, plan, request.format, committed)
+            write_quarantine(place, left_out)
+            write_summary(place, summary)
+        return summary
