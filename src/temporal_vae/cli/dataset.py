@@ -79,7 +79,8 @@ _SHOWN = 5  # reasons that are shown of what is left out
     "--area",
     type=SizeType(),
     metavar="PIXELS",
-    help="About so many pixels (65536 or 256x256), in the bucket of the nearest aspect: scaled to cover it, cut evenly.",
+    help="About so many pixels (65536 or 256x256), in the bucket of the nearest aspect: scaled to cover it, and cut "
+    "evenly.",
 )
 @click.option(
     "--size", type=SizeType(), help="WIDTHxHEIGHT of all clips: scaled to cover it, and cut evenly."

@@ -1,4 +1,4 @@
-"""More than one process: one clip on many ranks (`clip/`), a folder of videos on a machine or a cluster (`dataset/`)."""
+"""More than one process: a clip on many ranks (`clip/`), a folder of videos on a machine or a cluster (`dataset/`)."""
 
 from typing import TYPE_CHECKING
 
@@ -8,15 +8,27 @@ if TYPE_CHECKING:
     from temporal_vae.distributed.clip.sharded import decode_sharded, encode_sharded, plan_sharded
     from temporal_vae.distributed.dataset.decoding import decode_dataset
     from temporal_vae.distributed.dataset.latents import LatentDataset
+    from temporal_vae.distributed.dataset.run import encode_dataset
+    from temporal_vae.distributed.dataset.settings import Settings
 
-__all__ = ["LatentDataset", "decode_dataset", "decode_sharded", "encode_sharded", "plan_sharded"]
+__all__ = [
+    "LatentDataset",
+    "Settings",
+    "decode_dataset",
+    "decode_sharded",
+    "encode_dataset",
+    "encode_sharded",
+    "plan_sharded",
+]
 
 __getattr__ = loaded_on_use(
     __name__,
     {
         "LatentDataset": "dataset.latents",
+        "Settings": "dataset.settings",
         "decode_dataset": "dataset.decoding",
         "decode_sharded": "clip.sharded",
+        "encode_dataset": "dataset.run",
         "encode_sharded": "clip.sharded",
         "plan_sharded": "clip.sharded",
     },
