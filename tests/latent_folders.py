@@ -45,7 +45,7 @@ def write_dataset(
         record = clips[number]
         shape = next(iter(record.tensors.values())).shape
         shard, offset, length = lies[record.identity]
-        height, width = 8 * shape[2], 8 * shape[3]
+        width, height = record.meta.get("size") or (8 * shape[3], 8 * shape[2])
         row = {
             "identity": record.identity,
             "shard": shard,
@@ -56,8 +56,8 @@ def write_dataset(
             "start": 0.0,
             "end": 0.2,
             "frames": shape[0],
-            "width": width,
-            "height": height,
+            "width": 1920,
+            "height": 1080,
             "shape": "x".join(map(str, shape)),
             "bucket": f"{width}x{height}",
             "fps": "30000/1001",

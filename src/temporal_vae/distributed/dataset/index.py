@@ -31,7 +31,8 @@ COLUMNS = {
     "settings": "string",
 }
 """What every index has, and as what; the columns of the manifest follow. `shape` is that of the latents, `25x4x40x64`:
-frames, channels, rows, columns. `bucket` is `512x320`: width and height. `fps` is a fraction, `30000/1001`."""
+frames, channels, rows, columns. `width` and `height` are those of the video, `bucket` is the size of the clip,
+`512x320`. `fps` is a fraction, `30000/1001`."""
 
 
 def index_name(settings: str | None = None) -> str:

@@ -206,7 +206,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             "latents": self._latents(record),
             "identity": row["identity"],
             "fps": float(Fraction(row["fps"])),
-            "size": torch.tensor([row["width"], row["height"]]),
+            "size": torch.tensor([int(side) for side in row["bucket"].split("x")]),
             **{name: self._value(name, row[name]) for name in self.columns},
         }
 
@@ -233,7 +233,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return "" if kind in ("string", "large_string", "null") else math.nan
 
 
-_NEEDED = ("identity", "shard", "format", "offset", "length", "width", "height", "fps")
+_NEEDED = ("identity", "shard", "format", "offset", "length", "bucket", "fps")
 
 
 def _place_among(rank: int | None, world_size: int | None) -> tuple[int, int]:
