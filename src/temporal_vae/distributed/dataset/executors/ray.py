@@ -1,0 +1,337 @@
+"""Actors of a Ray cluster: Ray Data's `map_batches` over the table of batches, on a pool of them.
+
+Ray moves work away from what dies, and starts it again there. How many workers a batch took with it we count ourselves,
+in an actor beside the driver: Ray counts its attempts to reach a dead machine too. A batch that is encoded twice is
+written twice as the same shard. What is done is in the ledger alone; Ray keeps nothing from run to run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+from temporal_vae.distributed.dataset.executors import MOST_DEATHS, Batch, Deaths, Job, Report
+from temporal_vae.distributed.dataset.executors.local import MakeEncoder, cores, share_of
+from temporal_vae.distributed.dataset.executors.processes import WorkerError
+from temporal_vae.distributed.dataset.worker import Encoder
+from temporal_vae.engine.resources import best_device
+from temporal_vae.errors import InputError, TemporalVaeError, one_line
+
+_CORES_EACH = (
+    2  # of a worker, where machines have them and there are no more workers than pairs: one reads meanwhile
+)
+_STORE = (
+    128 << 20
+)  # bytes of a local Ray's object store: descriptions of clips and reports are all that is in it
+_KNOCK = 10.0  # seconds for a cluster to answer; Ray itself tries for minutes and then ends the process
+_IN_HAND = 2  # batches that a worker has at a time, one of them waiting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayExecutor:
+    """Encodes in the actors of a Ray cluster.
+
+    Its machines need this package, and the videos and a model in a folder under the same paths; DEST must be a folder
+    that all of them share, or a URL.
+
+    Args:
+        address: of an existing cluster, as `host:port` or `auto`; None is that of `RAY_ADDRESS`, or else a Ray of this
+            machine that lives as long as the run.
+        concurrency: workers at the most; None is as many as the cluster has room for when the run begins. Where there
+            is less room, fewer work, until there is more.
+        gpus: of each worker, also parts of one; None is one where the model computes on `cuda`, else none. A device of
+            `auto` takes one where the cluster has any.
+        encoder: made in each worker; must be importable there.
+
+    Raises:
+        InputError: values out of range, or no Ray.
+    """
+
+    address: str | None = None
+    concurrency: int | None = None
+    gpus: float | None = None
+    encoder: MakeEncoder = Encoder
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None and self.concurrency < 1:
+            raise InputError(f"concurrency={self.concurrency}: at least 1 worker")
+        if self.gpus is not None and self.gpus < 0:
+            raise InputError(f"gpus={self.gpus}: of each worker, from 0 up")
+        if find_spec("ray") is None:
+            raise InputError("Ray is not installed; pip install 'temporal-vae[ray]'")
+
+    @property
+    def workers(self) -> int:
+        """How many batches are encoded at the same time. Where it is not given, the cluster is asked."""
+        if self.concurrency is not None:
+            return self.concurrency
+        with _connected(self.address):
+            return self._pool("auto").size
+
+    def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
+        """See `Executor.run`. All batches are taken at once: they are the table that Ray Data maps."""
+        with _connected(self.address):
+            pool, deaths = self._pool(job.model.device), Deaths()
+            waiting = list(batches)
+            while waiting:
+                again: list[Batch] = []
+                with closing(_mapped(self.encoder, _anywhere(job), waiting, pool)) as outcomes:
+                    for batch, report in outcomes:
+                        if report is None:
+                            more, report = _after_all_deaths(deaths, batch)
+                            again += more
+                        if report is not None:
+                            yield report
+                waiting = again
+
+    def _pool(self, device: str) -> _Pool:
+        """Workers that the cluster has room for.
+
+        Raises:
+            InputError: there is none for any.
+        """
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        largest, total, gpus = (
+            kind(node.get(name, 0) for node in nodes)
+            for kind, name in ((max, "CPU"), (sum, "CPU"), (sum, "GPU"))
+        )
+        each = self.gpus
+        if each is None:
+            each = 1 if device.startswith("cuda") or (device == "auto" and gpus) else 0
+        cpus = min(_CORES_EACH, largest, total // (self.concurrency or 1))
+        cpus = max(1, int(cpus)) if not each else 1
+        room = sum(_fits(node, cpus, each) for node in nodes)
+        if room < 1:
+            raise InputError(
+                f"Ray: no machine of the cluster has room for a worker of {cpus} CPU and {each:g} GPU "
+                f"(there are {total:g} CPU, {gpus:g} GPU); add machines, or ask for less"
+            )
+        return _Pool(size=self.concurrency or room, cpus=cpus, gpus=each)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """Actors: how many, and what Ray sets aside for each."""
+
+    size: int
+    cpus: int
+    gpus: float
+
+
+class Worker:
+    """An actor of the pool. It loads the model with its first batch: what goes wrong there has a report to go into.
+
+    Args:
+        make: of a job, what encodes a batch.
+        job: what it is made of.
+        attempts: the actor `Attempts`.
+        pool: which it belongs to.
+    """
+
+    def __init__(self, make: MakeEncoder, job: Job, attempts: Any, pool: _Pool) -> None:
+        self._make, self._job, self._attempts, self._pool = make, job, attempts, pool
+        self._encode: Callable[[Batch], Report] | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, list[Any]]:
+        """Encode the batch of a row. The report is empty where it took as many workers with it as it may."""
+        index, batch = int(row["index"][0]), pickle.loads(row["batch"][0])
+        try:
+            report = self._report(index, batch)
+        except TemporalVaeError as error:
+            report = Report(batch=batch.number, error=one_line(error))
+        return {"index": [index], "report": [b"" if report is None else pickle.dumps(report)]}
+
+    def _report(self, index: int, batch: Batch) -> Report | None:
+        if self._encode is None:
+            if not self._ask("start"):
+                raise WorkerError(
+                    "Ray: workers die while they load the model; see whether it fits into memory, and Ray's logs"
+                )
+            self._encode = self._make(_shared(self._job, self._pool))
+            self._ask("started")
+        if self._ask("begin", index) > MOST_DEATHS:
+            return None
+        report = self._encode(batch)
+        self._ask("end", index)
+        return report
+
+    def _ask(self, question: str, *arguments: int) -> Any:
+        import ray
+
+        return ray.get(getattr(self._attempts, question).remote(*arguments))
+
+
+class Attempts:
+    """An actor beside the driver that knows what workers began and did not end.
+
+    Args:
+        workers: how many there may be at a time.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._starting, self._most = 0, workers + MOST_DEATHS
+        self._begun: dict[int, int] = {}
+
+    def start(self) -> bool:
+        """A worker is about to load the model. False: enough of them have died over that."""
+        self._starting += 1
+        return self._starting <= self._most
+
+    def started(self) -> None:
+        """A worker has loaded it."""
+        self._starting = 0
+
+    def begin(self, index: int) -> int:
+        """A worker begins a batch: the how manieth."""
+        self._begun[index] = self._begun.get(index, 0) + 1
+        return self._begun[index]
+
+    def end(self, index: int) -> None:
+        """A worker is done with a batch, and lives."""
+        self._begun.pop(index, None)
+
+
+def _fits(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers a machine has room for."""
+    room = node.get("CPU", 0) // cpus
+    return int(min(room, node.get("GPU", 0) // gpus) if gpus else room)
+
+
+def _anywhere(job: Job) -> Job:
+    """The job on whichever GPU Ray gives to a worker."""
+    is_numbered = job.model.device.startswith("cuda:")
+    return replace(job, model=replace(job.model, device="cuda")) if is_numbered else job
+
+
+def _shared(job: Job, pool: _Pool) -> Job:
+    """The job of a worker on this machine, with its share of what is not set."""
+    device = best_device() if job.model.device == "auto" else job.model.device
+    _, memory = share_of(device, max(1, min(pool.size, cores() // pool.cpus)))
+    memory = memory if job.memory_limit is None else job.memory_limit
+    return replace(job, threads=job.threads or pool.cpus, memory_limit=memory)
+
+
+def _after_all_deaths(deaths: Deaths, batch: Batch) -> tuple[list[Batch], Report | None]:
+    """What comes of a batch over which as many workers died as may: each of their deaths has been counted."""
+    for _ in range(MOST_DEATHS - 1):
+        deaths.after(batch)
+    return deaths.after(batch)
+
+
+def _mapped(
+    make: MakeEncoder, job: Job, batches: list[Batch], pool: _Pool
+) -> Generator[tuple[Batch, Report | None], None, None]:
+    """Batches with what became of them, as they are done: a report, or None if workers died over it."""
+    import pyarrow as pa
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote(pool.size)
+    rows = [{"index": [index], "batch": [pickle.dumps(batch)]} for index, batch in enumerate(batches)]
+    with _quiet():
+        from ray.data import ActorPoolStrategy, from_blocks
+
+        dataset = from_blocks([pa.table(row) for row in rows]).map_batches(
+            Worker,
+            batch_size=1,
+            fn_constructor_args=(make, job, attempts, pool),
+            compute=ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=_IN_HAND),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
+        found = iter(dataset.iter_rows())
+        try:
+            for row in found:
+                yield batches[row["index"]], pickle.loads(row["report"]) if row["report"] else None
+        except ray.exceptions.RayError as error:
+            cause = one_line(getattr(error, "cause", None) or error)[:300]
+            raise WorkerError(f"Ray: a worker failed ({cause}); its logs say more") from error
+        finally:
+            found.close()
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Within the block this process drives a cluster; if it does already, that one.
+
+    Raises:
+        InputError: no cluster at `address`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # who encodes what is nobody else's business
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _knock(address)
+    alone = {"include_dashboard": False, "object_store_memory": _STORE} if address == "local" else {}
+    with _signals_kept():
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"Ray at {address}: {one_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `InputError` where nobody listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+    except OSError as error:
+        reason = (error.strerror or one_line(error)).lower()
+        raise InputError(
+            f"Ray at {address}: nobody answers ({reason}); start a cluster with `ray start --head`, or leave the "
+            "address out for one of this machine"
+        ) from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray sets a handler of SIGTERM where it starts; the one before it stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with suppress(TypeError):  # one that was not set from Python
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without bars and remarks: who calls it shows how far it is."""
+    with warnings.catch_warnings():  # of settings of its own that it gives up
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from ray.data import DataContext
+
+        context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
