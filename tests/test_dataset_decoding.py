@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import run as command
 from fsspec.implementations.memory import MemoryFileSystem
 from latent_folders import write_dataset
 from video_files import render, scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video
-from temporal_vae.distributed import decode_dataset
+from temporal_vae.distributed import LatentDataset, decode_dataset
 from temporal_vae.distributed.dataset.places import open_place
+from temporal_vae.distributed.dataset.request import Progress
 from temporal_vae.distributed.dataset.sampling import draw
 from temporal_vae.distributed.dataset.shards import FORMATS, Format, Record
 from temporal_vae.errors import InputError, LatentFileError, MediaError, MemoryLimitError
@@ -357,8 +360,8 @@ def test_processes_decode_the_same_and_one_that_is_killed_is_replaced(
     write_dataset(tmp_path / "latents", many)
     killed: list[int] = []
 
-    def kill_one(done: int, total: int) -> None:
-        if not killed:
+    def kill_one(now: Progress) -> None:
+        if now.done and not killed:
             process = max(psutil.Process().children(), key=lambda child: child.memory_info().rss)
             killed.append(process.pid)
             process.kill()
@@ -372,6 +375,47 @@ def test_processes_decode_the_same_and_one_that_is_killed_is_replaced(
         path = tmp_path / "videos" / summary.folder / f"{record.identity}.mkv"
         assert nearly(frames_of(path), expected(vae, record.tensors["mean"]))
     assert [path.name for path in (tmp_path / "videos" / summary.folder).iterdir() if path.is_dir()] == []
+
+
+def test_a_folder_of_videos_there_and_back(
+    tmp_path: Path, footage: Path, vae: AutoencoderKLTemporalDecoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From real footage to latents, to what a training reads, and to videos, by the commands that people give."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "my phone_1.mp4").write_bytes(footage.read_bytes())
+    (tmp_path / "list.csv").write_text(
+        'path,start,end,caption\nvideos/my phone_1.mp4,0,0.35,"a man, in a car"\n'
+        "videos/my phone_1.mp4,0,0.35,again\n"
+    )
+    latents, dest = tmp_path / "latents", tmp_path / "back"
+    words = ("--clip-frames", 4, "--size", "64x48", "--rank", 0, "--world-size", 1)
+    assert command("encode-dataset", tmp_path / "list.csv", latents, *words) == 0
+    items = list(LatentDataset(latents))
+    assert Counter(item["caption"] for item in items) == {"a man, in a car": 2, "again": 2}
+    capsys.readouterr()
+    assert command("decode-dataset", latents, dest, "--codec", "ffv1", "--workers", 0, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["rows"], summary["clips"], summary["decoded"]) == (4, 2, 2)
+    rows = pq.read_table(dest / "index.parquet").to_pylist()
+    assert [row["caption"] for row in rows] == [item["caption"] for item in items]
+    for row, item in zip(rows, items, strict=True):
+        assert row["path"] == "videos/my phone_1.mp4"
+        assert np.array_equal(frames_of(dest / row["file"]), expected(vae, item["latents"]))
+    assert command("decode-dataset", latents, dest, "--codec", "ffv1") == 0
+    assert "0 videos decoded, 2 were there; nothing left out" in capsys.readouterr().out
+
+
+def test_the_command_exits_with_3_where_something_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "broken.safetensors").write_text("no latents")
+    assert command("decode-dataset", tmp_path / "latents", tmp_path / "videos") == 3
+    assert "0 videos decoded, 0 were there; 1 left out" in capsys.readouterr().out
+    assert command("decode-dataset", tmp_path / "latents", tmp_path / "videos", "--fail-fast") == 1
+    assert capsys.readouterr().err.startswith("temporal-vae: broken.safetensors: ")
+    assert command("decode-dataset", tmp_path / "nowhere", tmp_path / "videos") == 1
+    assert command("decode-dataset", tmp_path / "latents", tmp_path / "videos", "--codec", "png") == 2
 
 
 _DRIVER = """

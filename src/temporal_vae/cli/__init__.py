@@ -10,7 +10,7 @@ import click
 
 from temporal_vae import __version__, interrupts
 from temporal_vae.cli.checkpoints import convert, export, inflate, push
-from temporal_vae.cli.dataset import encode_dataset
+from temporal_vae.cli.dataset import decode_dataset, encode_dataset
 from temporal_vae.cli.info import info
 from temporal_vae.cli.plan import plan
 from temporal_vae.cli.train import train
@@ -27,7 +27,8 @@ def commands() -> None:
 
 
 for command in (
-    *(encode, decode, reconstruct, encode_dataset, convert, inflate, export, push, info, plan, train),
+    *(encode, decode, reconstruct, encode_dataset, decode_dataset),
+    *(convert, inflate, export, push, info, plan, train),
 ):
     commands.add_command(command)
 

@@ -13,6 +13,7 @@ from temporal_vae import interrupts
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import (
     DTYPES,
+    ClipFramesType,
     RateType,
     SizeType,
     json_option,
@@ -170,6 +171,69 @@ def encode_dataset(
     click.get_current_context().exit(summary.exit_code)
 
 
+@click.command("decode-dataset")
+@click.argument("source")
+@click.argument("dest")
+@click.option(
+    "--codec",
+    type=click.Choice(("h264", "ffv1", "gif")),
+    default="h264",
+    show_default=True,
+    help="Of the videos: .mp4, .mkv (without loss) or .gif.",
+)
+@click.option(
+    "--crf",
+    type=click.IntRange(0, 51),
+    default=18,
+    show_default=True,
+    help="Quality of H.264, 0 (best) to 51.",
+)
+@click.option("--sample", type=int, metavar="SEED", help="Decode a sample of each posterior, not its mean.")
+@click.option(
+    "--clip-frames",
+    type=ClipFramesType(),
+    default="25",
+    show_default=True,
+    help="Frames of a latent file that are decoded as one clip, or `all`. It changes the pixels.",
+)
+@click.option(
+    "--settings",
+    metavar="HASH",
+    help="Of several that SOURCE was encoded with: 8 digits or more, as in its dataset.json.",
+)
+@model_options
+@memory_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="How many processes; by default by the cores or GPUs. 0 decodes in this one.",
+)
+@click.option("--fail-fast", is_flag=True, help="Let the first latents that can't be decoded end the run.")
+@click.option("--retry-quarantined", is_flag=True, help="Try again what failed before.")
+@json_option
+def decode_dataset(source: str, dest: str, as_json: bool, **options: Any) -> None:
+    """Turn a dataset of latents back into videos.
+
+    SOURCE is what encode-dataset wrote, or a folder of latent files of encode. DEST gets a video of each clip, or of
+    each latent file, and index.parquet, which says which is of what. A run that was interrupted goes on where it
+    stopped: give the same command again.
+
+    Exits with 0 where all videos are there, and with 3 where something was left out: quarantine.jsonl in DEST says what
+    and why.
+    """
+    from temporal_vae.distributed.dataset.decoding import decode_dataset as run
+
+    interrupts.be_careful()  # there are processes to end
+    with _progress() as watch:
+        summary = run(source, dest, progress=watch, **options)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        words = f"{summary.decoded:,} videos decoded, {summary.found:,} were there"
+        click.echo(f"{dest}/{summary.folder}: {words}; {summary.left_out or 'nothing'} left out")
+    click.get_current_context().exit(summary.exit_code)
+
+
 def _settings(
     area: tuple[int, int | None] | None, size: tuple[int, int | None] | None, values: dict[str, Any]
 ) -> Settings:
@@ -258,7 +322,7 @@ def _progress() -> Iterator[Watch]:
 
 
 def _speed(now: Any) -> str:
-    if now.phase != "encode" or not now.seconds or not now.done:
+    if now.phase == "probe" or not now.seconds or not now.done:
         return ""
     failed = f", {now.failed} failed" if now.failed else ""
     return f"{now.done / now.seconds:.2f} clips/s, {now.video_seconds / now.seconds:.1f} s/s{failed}"

@@ -134,11 +134,13 @@ class Outcome:
     Attributes:
         identity: of the task.
         frames: of the video.
+        seconds: that the video lasts, at its nominal rate.
         reason: why these latents can't be decoded.
     """
 
     identity: str
     frames: int = 0
+    seconds: float = 0.0
     reason: str | None = None
 
 
@@ -171,7 +173,7 @@ class Decoder:
         try:
             with self._dest.scratch(self._job.folder) as folder:
                 video = folder / f"video{self._job.settings.suffix}"
-                frames = self._decode(task, video)
+                frames, rate = self._decode(task, video)
                 self._dest.take(video, self._job.video_of(task.identity))
         except _Unfit as error:
             return Outcome(identity=task.identity, reason=one_line(error))
@@ -179,9 +181,10 @@ class Decoder:
             raise MemoryLimitError(
                 f"{task.path}: out of memory; set a memory limit, or fewer workers"
             ) from error
-        return Outcome(identity=task.identity, frames=frames)
+        return Outcome(identity=task.identity, frames=frames, seconds=float(frames / rate))
 
-    def _decode(self, task: DecodeTask, video: Path) -> int:
+    def _decode(self, task: DecodeTask, video: Path) -> tuple[int, Fraction]:
+        """Write a video; how many frames it has, and its rate."""
         if task.format is None:
             return self._decode_file(task, video)
         with _unfit():
@@ -196,7 +199,7 @@ class Decoder:
             video, rate=clip.rate, codec=settings.codec, crf=settings.crf, time_base=clip.time_base
         ) as writer:
             writer.write(frames, clip.timestamps)
-        return len(frames)
+        return len(frames), clip.rate
 
     def _frames(self, latents: Tensor, size: tuple[int, int]) -> Frames:
         """Frames `(t, h, w, 3)` of one clip."""
@@ -208,7 +211,7 @@ class Decoder:
         starts = range(0, len(latents), together)
         return np.concatenate([coder.decode(latents[first : first + together]) for first in starts])
 
-    def _decode_file(self, task: DecodeTask, video: Path) -> int:
+    def _decode_file(self, task: DecodeTask, video: Path) -> tuple[int, Fraction]:
         settings = self._job.settings
         with at_hand(self._source, task.shard) as path:
             try:
@@ -224,7 +227,7 @@ class Decoder:
                 )
             except LatentFileError as error:
                 raise _Unfit(str(error)) from error
-        return len(info.timestamps)
+        return len(info.timestamps), info.rate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

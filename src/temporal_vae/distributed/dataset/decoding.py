@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,14 +33,12 @@ from temporal_vae.distributed.dataset.executors.processes import Died, in_proces
 from temporal_vae.distributed.dataset.identity import model_digest
 from temporal_vae.distributed.dataset.index import INDEX, index_name
 from temporal_vae.distributed.dataset.places import Place, open_place
+from temporal_vae.distributed.dataset.request import Progress, Watch
 from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
 from temporal_vae.distributed.dataset.summary import DATASET, LEFT_OUT, QUARANTINE, SUMMARY
 from temporal_vae.engine.resources import best_device
 from temporal_vae.errors import InputError, LatentFileError
 from temporal_vae.video.latents import ModelIdentity
-
-CountProgress = Callable[[int, int], None]
-"""Called with how many videos are done, and of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +56,7 @@ class DecodeSummary:
         left_out: latents that could not be decoded, in this run or an earlier one; their reasons are in
             `quarantine.jsonl`.
         frames: that were decoded in this run.
+        video_seconds: alike.
         seconds: that the run took.
     """
 
@@ -71,6 +70,7 @@ class DecodeSummary:
     found: int
     left_out: int
     frames: int
+    video_seconds: float
     seconds: float
 
     @property
@@ -100,7 +100,7 @@ def decode_dataset(
     workers: int | None = None,
     fail_fast: bool = False,
     retry_quarantined: bool = False,
-    progress: CountProgress | None = None,
+    progress: Watch | None = None,
 ) -> DecodeSummary:
     """Make a video of each clip of a dataset of latents, or of each latent file of a folder.
 
@@ -125,7 +125,7 @@ def decode_dataset(
         workers: processes; None is one for each GPU, or each two cores. 0 decodes in this process.
         fail_fast: latents that can't be decoded end the run. Else they are listed in `quarantine.jsonl`.
         retry_quarantined: try those again that could not be decoded in an earlier run.
-        progress: told how far the run is.
+        progress: told how far the run is, from the thread that calls this.
 
     Raises:
         InputError: an argument out of range; a destination that holds other things.
@@ -154,7 +154,7 @@ def decode_dataset(
         memory_limit=limit,
     )
     workers = default_workers(device) if workers is None else workers
-    run = _Run(job, to_place, listing, fail_fast=fail_fast, progress=progress)
+    run = _Run(job, to_place, listing, fail_fast=fail_fast, watch=progress or (lambda progress: None))
     run.decode(workers, retry=retry_quarantined)
     summary = run.summary(str(source), str(dest), monotonic() - began)
     to_place.write(SUMMARY, json.dumps(summary.to_json(), indent=1).encode())
@@ -171,11 +171,12 @@ class _Run:
         listing: Latents,
         *,
         fail_fast: bool,
-        progress: CountProgress | None,
+        watch: Watch,
     ) -> None:
         self._job, self._dest, self._listing = job, dest, listing
-        self._fail_fast, self._progress = fail_fast, progress
-        self._decoded = self._frames = 0
+        self._fail_fast, self._watch, self._began = fail_fast, watch, monotonic()
+        self._decoded = self._frames = self._failed = 0
+        self._seconds = 0.0
         self._reasons: dict[str, str] = {}
         self._others: list[dict[str, Any]] = []
         self._found: set[str] = set()
@@ -193,10 +194,10 @@ class _Run:
         todo = [each for key, each in tasks.items() if key not in self._found and key not in self._reasons]
         try:
             with closing(_outcomes(job, todo, min(workers, len(todo)) if workers else 0)) as outcomes:
-                for number, outcome in enumerate(outcomes, 1):
+                self._tell(len(todo))
+                for outcome in outcomes:
                     self._enter(outcome)
-                    if self._progress is not None:
-                        self._progress(number, len(todo))
+                    self._tell(len(todo))
         finally:
             dest.clean(job.folder)
             self._write_quarantine()
@@ -204,11 +205,24 @@ class _Run:
 
     def _enter(self, outcome: Outcome) -> None:
         if outcome.reason is not None:
+            self._failed += 1
             self._fail(outcome.identity, outcome.reason)
         else:
             self._decoded += 1
             self._frames += outcome.frames
+            self._seconds += outcome.seconds
             self._found.add(outcome.identity)
+
+    def _tell(self, total: int) -> None:
+        now = Progress(
+            phase="decode",
+            done=self._decoded,
+            total=total,
+            failed=self._failed,
+            video_seconds=self._seconds,
+            seconds=monotonic() - self._began,
+        )
+        self._watch(now)
 
     def _fail(self, key: str, reason: str) -> None:
         self._reasons[key] = reason
@@ -228,6 +242,7 @@ class _Run:
             found=len(self._found) - self._decoded,
             left_out=len(self._reasons),
             frames=self._frames,
+            video_seconds=round(self._seconds, 3),
             seconds=round(seconds, 3),
         )
 
