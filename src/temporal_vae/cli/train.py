@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import json_option
-from temporal_vae.errors import InputError, TemporalVaeError
+from temporal_vae.cli.ranks import is_first, one_error_of_all
+from temporal_vae.errors import InputError
 
 _SIGNALLED = 128  # plus the number of the signal: what a shell reports of a command that a signal ended
 
@@ -60,44 +56,20 @@ def train(
         raise click.UsageError("Missing argument 'CONFIG': name a YAML file, or ask for --defaults.")
     quoted = json.dumps(str(output), ensure_ascii=False)  # a folder called 2024 or `null` is text too
     more = (f"output={quoted}",) if output else ()
-    with _one_error_of_all():
+    with one_error_of_all():
         settings = read_config(config, (*values, *more))
         if show:
             click.echo(to_yaml(settings), nl=False)
             return
         from temporal_vae.training.loop import train as run
 
-        if _is_first() and not quiet and not as_json:
+        if is_first() and not quiet and not as_json:
             click.echo(to_yaml(settings), err=True)
         outcome = run(settings, quiet=quiet or as_json, allow_change=allow_change)
-    if _is_first() and as_json:
+    if is_first() and as_json:
         print_json(outcome.report)
     if outcome.signal is not None:
         click.get_current_context().exit(_SIGNALLED + outcome.signal)
-
-
-@contextmanager
-def _one_error_of_all() -> Iterator[None]:
-    """Under a launcher of several processes, let the first alone say what went wrong, and the launcher repeat it last.
-
-    torchrun prints at its end what its processes leave in the file that this variable names.
-    """
-    try:
-        yield
-    except TemporalVaeError as error:
-        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            extra = {"py_callstack": str(error), "timestamp": str(int(time.time()))}  # this is what it prints
-            text = json.dumps({"message": {"message": str(error), "extraInfo": extra}})
-            with suppress(OSError):
-                Path(file).write_text(text)
-        if not _is_first():
-            sys.exit(1)
-        raise
-
-
-def _is_first() -> bool:
-    """Whether this is the only process of a training, or the first of several."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _need_extra() -> None:

@@ -18,6 +18,7 @@ from temporal_vae.cli.options import (
     takes_audio,
     takes_model,
 )
+from temporal_vae.cli.ranks import shares_its_work
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoders.base import Autoencoder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @selection_options
 @takes_model
 @memory_option
+@shares_its_work
 @json_option
 def encode(source: str, target: str, vae: Autoencoder, as_json: bool, **selection: Any) -> None:
     """Turn a video into latents.
@@ -67,6 +69,7 @@ def encode(source: str, target: str, vae: Autoencoder, as_json: bool, **selectio
 @output_options
 @takes_model
 @memory_option
+@shares_its_work
 @json_option
 def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options: Any) -> None:
     """Turn latents back into a video.
@@ -98,6 +101,7 @@ def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options:
 @output_options
 @takes_model
 @memory_option
+@shares_its_work
 @json_option
 def reconstruct(source: str, target: str, vae: Autoencoder, as_json: bool, **options: Any) -> None:
     """Encode and decode a video, and measure the result.

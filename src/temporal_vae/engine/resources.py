@@ -27,8 +27,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def best_device() -> str:
-    """The device to compute on where none is named: a CUDA GPU if there is one, or else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device to compute on where none is named: a CUDA GPU if there is one, or else the CPU.
+
+    Of the processes that a launcher started on this machine, each takes a GPU of its own.
+    """
+    if not torch.cuda.is_available():
+        return "cpu"
+    number = int(os.environ.get("LOCAL_RANK") or 0)
+    return f"cuda:{number % torch.cuda.device_count()}" if number else "cuda"
 
 
 def cache_folder() -> Path:

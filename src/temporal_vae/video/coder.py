@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -40,6 +41,7 @@ class Coder:
 
     Attributes:
         work: what is done. Its unit is that of `encode_work` and `decode_work`.
+        clips_together: how many clips `decode_clips` takes at once to best effect.
 
     Raises:
         InputError: a limit that cannot be read.
@@ -55,6 +57,7 @@ class Coder:
         progress: Progress | None = None,
     ) -> None:
         self.work = Work(progress)
+        self.clips_together = 1
         self._vae = vae
         self._limit = vae.memory_limit if memory_limit is None else parse_memory(memory_limit)
         # Elsewhere modules run, and of a plan only the arithmetic counts.
@@ -129,6 +132,10 @@ class Coder:
         with self.work.call(self.decode_work(count)):
             x = vae.decode(latents.to(vae.device, vae.dtype), **length, memory_limit=self._limit).sample
         return crop_to(to_frames(x), *self._shown)
+
+    def decode_clips(self, latents: Sequence[Tensor]) -> list[Frames]:
+        """Frames of several clips, as `decode`."""
+        return [self.decode(clip) for clip in latents]
 
     def reconstruct(self, frames: Frames) -> Frames:
         """Encode frames `(t, h, w, 3)` and decode the mean of their latents as one clip."""

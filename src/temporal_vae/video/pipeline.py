@@ -7,12 +7,14 @@ clip and not on the length of the video. The next clip is read and the last one 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypedDict
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +26,12 @@ from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.autoencoders.temporal import AutoencoderKLTemporalDecoder
 from temporal_vae.media.audio import Audio
 from temporal_vae.media.frames import Clip, clip_starts, exact
-from temporal_vae.media.reader import Size, VideoReader
+from temporal_vae.media.reader import VideoReader
 from temporal_vae.media.writer import VideoWriter
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.outputs import check_apart, check_writable, complete_or_nothing, writing
 from temporal_vae.streams import stream
+from temporal_vae.video.arguments import Output, Selection
 from temporal_vae.video.coder import CLIP_FRAMES, Coder
 from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.latents import (
@@ -42,44 +45,7 @@ from temporal_vae.video.report import Report, peak_memory, report_path
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.work import Progress
 
-
-class Selection(TypedDict, total=False):
-    """What part of a source is read, and how.
-
-    Attributes:
-        start: seconds from the beginning.
-        frames: the most frames to read.
-        fps: frames per second to resample to.
-        size: `(width, height)` in pixels, or the width alone to keep the aspect.
-        background: colour behind transparent pixels: a name, `#rrggbb`, or red, green and blue.
-        hdr: `map` shows PQ and HLG as BT.709, `keep` leaves their signals as they are.
-        damaged: `error`, or `keep` what can be decoded of a damaged file.
-        deinterlace: `auto` where frames are flagged as interlaced, or `never`.
-    """
-
-    start: float | None
-    frames: int | None
-    fps: Any
-    size: Size | None
-    background: str | tuple[int, int, int]
-    hdr: str
-    damaged: str
-    deinterlace: str
-
-
-class Output(TypedDict, total=False):
-    """How a video is written.
-
-    Attributes:
-        codec: `h264`, `ffv1`, `png` or `gif`; by default that of the target's suffix.
-        crf: quality of H.264, 0 (best) to 51.
-        audio: `True` copies the sound, or codes it anew where the target can't hold it; `"copy"` insists; `False`
-            leaves it out.
-    """
-
-    codec: str | None
-    crf: int
-    audio: Audio
+Item = TypeVar("Item")
 
 
 def encode_video(
@@ -89,6 +55,7 @@ def encode_video(
     vae: Autoencoder | None = None,
     memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
+    coder_type: Callable[..., Coder] = Coder,
     **selection: Unpack[Selection],
 ) -> LatentInfo:
     """Encode a video into a latent file.
@@ -100,6 +67,7 @@ def encode_video(
         memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
             default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
         progress: told how far the work is, see `Progress`.
+        coder_type: makes what computes, such as a `Coder` that shares its work with other ranks.
         **selection: what part is read, see `Selection`.
 
     Returns:
@@ -114,7 +82,7 @@ def encode_video(
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
     with VideoReader(source, **selection) as reader:
         check_apart([target], reader.files)
-        coder = Coder(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
+        coder = coder_type(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
         together = coder.together
         if reader.expected_frames is not None:
             coder.work.expect(coder.encode_work(reader.expected_frames))
@@ -148,6 +116,7 @@ def decode_video(
     audio_from: str | Path | None = None,
     memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
+    coder_type: Callable[..., Coder] = Coder,
     **output: Unpack[Output],
 ) -> LatentInfo:
     """Decode latents into a video; those of a latent file into one of the size, rate and time stamps of its source.
@@ -167,6 +136,7 @@ def decode_video(
         memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
             default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
         progress: told how far the work is, see `Progress`.
+        coder_type: makes what computes, such as a `Coder` that shares its work with other ranks.
         **output: how the video is written, see `Output`.
 
     Returns:
@@ -184,25 +154,29 @@ def decode_video(
     with open_latents(source, vae=vae, scaled=scaled, fps=rate, sampled=sample_seed is not None) as reader:
         check_apart([target], [source])
         info = reader.info
-        coder = Coder(vae, info.height, info.width, memory_limit=memory_limit, progress=progress)
+        coder = coder_type(vae, info.height, info.width, memory_limit=memory_limit, progress=progress)
         clip_frames = coder.clip_frames(clip_frames, overlap)
         cut = clip_starts(len(reader), clip_frames, overlap)
         coder.work.expect(sum(coder.decode_work(stop - start) for start, stop in cut))
 
-        def decode(latents: tuple[range, Tensor, Tensor]) -> Clip:
-            numbers, mean, logvar = latents
-            frames = coder.decode(_draw(mean, logvar, numbers, sample_seed))
-            stamps = info.timestamps[numbers.start : numbers.stop]
-            return Clip(frames=frames, timestamps=stamps, rate=info.rate)
+        def decode(latents: list[tuple[range, Tensor, Tensor]]) -> list[Clip]:
+            drawn = [_draw(mean, logvar, numbers, sample_seed) for numbers, mean, logvar in latents]
+            stamps = [info.timestamps[numbers.start : numbers.stop] for numbers, _, _ in latents]
+            return [
+                Clip(frames=frames, timestamps=times, rate=info.rate)
+                for frames, times in zip(coder.decode_clips(drawn), stamps, strict=True)
+            ]
 
         as_shown = {key: getattr(info, key) for key in ("rate", "color", "pixel_aspect", "time_base")}
         with (
             VideoWriter(target, audio_from=audio_from, **as_shown, **output) as writer,
             coder.work.reported(),
-            closing(stream(decode, reader.clips(clip_frames, overlap))) as decoded,
+            closing(
+                stream(decode, _some(reader.clips(clip_frames, overlap), coder.clips_together))
+            ) as decoded,
         ):
             stitcher = Stitcher(overlap)
-            for clip in decoded:
+            for clip in chain.from_iterable(decoded):
                 for piece in stitcher.push(clip):
                     writer.write(piece.frames, piece.timestamps)
             for piece in stitcher.finish():
@@ -224,6 +198,7 @@ def reconstruct_video(
     audio: Audio = True,
     memory_limit: MemoryLimit = None,
     progress: Progress | None = None,
+    coder_type: Callable[..., Coder] = Coder,
     **selection: Unpack[Selection],
 ) -> Report:
     """Encode and decode a video, and measure how good the result is.
@@ -242,6 +217,7 @@ def reconstruct_video(
         memory_limit: bytes that the model may take above its weights, or an amount as `"4GiB"`; the same pixels. By
             default that of `vae.enable_tiling`, or else what is free. See `docs/memory.md` for what comes on top.
         progress: told how far the work is, see `Progress`.
+        coder_type: makes what computes, such as a `Coder` that shares its work with other ranks.
         **selection: what part is read, see `Selection`.
 
     Returns:
@@ -262,7 +238,7 @@ def reconstruct_video(
     with ExitStack() as stack:
         reader = stack.enter_context(VideoReader(source, **selection))
         check_apart([target, *beside], reader.files)
-        coder = Coder(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
+        coder = coder_type(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
         clip_frames = coder.clip_frames(clip_frames, overlap)
         if reader.expected_frames is not None:
             coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
@@ -360,6 +336,13 @@ class _Stopwatch:
 
     def __exit__(self, *exception: object) -> None:
         self.seconds += perf_counter() - self._began
+
+
+def _some(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
+    """Lists of `count` items; the last may be shorter."""
+    rest = iter(items)
+    while some := list(islice(rest, count)):
+        yield some
 
 
 def _draw(mean: Tensor, logvar: Tensor, numbers: range, seed: int | None) -> Tensor:

@@ -132,10 +132,7 @@ class Board:
         self.check()
         now = monotonic()
         if now - self._read > self.timeout:
-            raise RankError(
-                f"the store of the ranks has not answered for {self.timeout:g} s: the process that keeps it stands "
-                "still or is gone; start again"
-            )
+            raise self._lost_store()
         for other, seen in self._seen.items():
             if now - max(seen.changed, began) > self.timeout:
                 raise self._silent(other, seen.sign)
@@ -171,6 +168,8 @@ class Board:
                 if seen.sign.failure is not None:
                     return self._failed(other, seen.sign)
             sleep(BEAT)
+        if monotonic() - self._read > BEATS_TO_DIE * BEAT / 2:
+            return self._lost_store()
         silent = [other for other, seen in self._seen.items() if seen.sign.beat == before[other]]
         if rank not in silent and silent:
             rank = silent[0]
@@ -179,6 +178,13 @@ class Board:
         place = self._seen[rank].sign.place
         return RankError(
             f"rank {rank} ({place}) is gone: it was ended or its machine lost; start again", rank=rank
+        )
+
+    def _lost_store(self) -> RankError:
+        return RankError(
+            "the store of the ranks does not answer: rank 0, which keeps it where torchrun does not, stands still or "
+            "is gone; start again",
+            rank=0,
         )
 
     def _failed(self, other: int, sign: Sign) -> RankError:

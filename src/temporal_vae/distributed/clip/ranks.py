@@ -43,8 +43,12 @@ class Ranks:
         self.sent = self.received = 0
         self._direct = "nccl" in str(dist.get_backend_config(group))  # from one GPU to another
 
-    def exchange(self, sent: Sequence[Message], received: Sequence[Message]) -> Callable[[], None]:
+    def exchange(
+        self, sent: Sequence[Message], received: Sequence[Message], *, patient: bool = False
+    ) -> Callable[[], None]:
         """Begin to send tensors to ranks and to receive from them; what is returned waits for all of it.
+
+        With `patient`, those who send may take their time, as long as they are alive.
 
         Raises:
             RankError: at once or by what is returned: a rank died, failed or stands still.
@@ -60,7 +64,7 @@ class Ranks:
 
         def wait() -> None:
             for (rank, _, _), work in zip(coming, works, strict=False):
-                self._board.wait(partial(work.wait, _FOREVER), rank)
+                self._board.wait(partial(work.wait, _FOREVER), None if patient else rank)
             if going:
                 self._board.wait(lambda: [work.wait(_FOREVER) for work in works[len(coming) :]], going[0][0])
             for _, tensor, room in coming:

@@ -175,14 +175,17 @@ def decode_sharded(
     factor = vae.spatial_factor
     size = {"height": factor * z.shape[-2], "width": factor * z.shape[-1], "clips": len(z) // num_frames}
     with together(group, timeout=timeout) as ranks, torch.no_grad():
-        asked = {"num_frames": num_frames, "memory_limit": memory_limit, "shape": list(z.shape)}
-        _agree(ranks, vae, z, asked)
+        _agree(ranks, vae, z, {"num_frames": num_frames, "memory_limit": memory_limit})
         limit = limit_of_all(vae, ranks, memory_limit, num_frames=num_frames, **size)
         spread = spread_of(vae, "decode", len(z), num_frames, ranks.count)
         _say_idle(spread, len(z))
         own = spread[ranks.rank]
         with ranks.working():
-            results = [decode_share(vae, z, share, num_frames, ranks, limit) for share in own]
+            parts = [z[share.frames.start : share.frames.stop] for share in own]
+            results = [
+                decode_share(vae, part, share, num_frames, ranks, limit)
+                for share, part in zip(own, parts, strict=True)
+            ]
         frames = _joined(results, z, (vae.config.out_channels, size["height"], size["width"]))
         return _gathered(ranks, frames, spread, len(z)) if gather else frames
 
@@ -215,7 +218,7 @@ def encode_sharded(
     check_frames(x, channels=channels_into(vae.encoder), smallest=vae.spatial_factor)
     height, width = x.shape[-2:]
     with together(group, timeout=timeout) as ranks, torch.no_grad():
-        _agree(ranks, vae, x, {"memory_limit": memory_limit, "shape": list(x.shape)})
+        _agree(ranks, vae, x, {"memory_limit": memory_limit})
         limit = limit_of_all(
             vae, ranks, memory_limit, task="encode", num_frames=len(x), height=height, width=width
         )
@@ -234,10 +237,9 @@ def encode_sharded(
 
 
 def decode_share(
-    vae: Autoencoder, z: Tensor, share: Share, num_frames: int, ranks: Ranks, memory_limit: MemoryLimit
+    vae: Autoencoder, own: Tensor, share: Share, num_frames: int, ranks: Ranks, memory_limit: MemoryLimit
 ) -> Tensor:
-    """The frames of one share of latents."""
-    own = z[share.frames.start : share.frames.stop]
+    """The frames of one share, of its latents."""
     if share.part is None:
         length = {"num_frames": num_frames} if vae.network.temporal else {}
         frames: Tensor = vae.decode(own, **length, memory_limit=memory_limit).sample
@@ -280,13 +282,18 @@ def _say_idle(spread: list[list[Share]], count: int) -> None:
         logger.warning("%d ranks for %d frames: idle are ranks %s", len(spread), count, ", ".join(idle))
 
 
-def _agree(ranks: Ranks, vae: Autoencoder, x: Tensor, asked: dict[str, Any]) -> None:
-    """See that all ranks are about to do the same."""
+def agree_on_model(ranks: Ranks, vae: Autoencoder, asked: dict[str, Any]) -> None:
+    """Raise `InputError` on all ranks unless they are about to do the same with the same model."""
     if asked["memory_limit"] is not None:
         asked["memory_limit"] = parse_memory(asked["memory_limit"])
-    ranks.agree("what is asked for", json.dumps({**asked, "dtype": str(x.dtype)}, sort_keys=True).encode())
+    ranks.agree("what is asked for", json.dumps({**asked, "dtype": str(vae.dtype)}, sort_keys=True).encode())
     weights = torch.cat([parameter.detach().flatten()[:4].float() for parameter in vae.parameters()])
     ranks.agree("the model", weights.cpu().numpy().tobytes())
+
+
+def _agree(ranks: Ranks, vae: Autoencoder, x: Tensor, asked: dict[str, Any]) -> None:
+    """See that all ranks have the same batch, too."""
+    agree_on_model(ranks, vae, {**asked, "shape": list(x.shape), "type": str(x.dtype)})
     ranks.agree("the batch", x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 

@@ -1,0 +1,209 @@
+"""One clip on many ranks, in real processes with gloo: the pixels of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.processes import Processes
+
+from temporal_vae import AutoencoderKL, AutoencoderKLTemporalDecoder
+from temporal_vae.distributed import decode_sharded, encode_sharded, plan_sharded
+from temporal_vae.distributed.clip.shares import shares
+from temporal_vae.errors import InputError, MemoryLimitError, RankError
+
+HEIGHT, WIDTH = 8, 12  # of latents
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.05}
+SHARED = {"height": 2 * HEIGHT, "width": 2 * WIDTH}
+
+
+def model(dtype: torch.dtype = torch.float32, *, images: bool = False) -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    if images:
+        sizes["up_block_types"] = ("UpDecoderBlock2D",) * 2
+    kind = AutoencoderKL if images else AutoencoderKLTemporalDecoder
+    return kind(layers_per_block=2, **sizes).to(dtype).eval()
+
+
+def latents(frames: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(frames, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 24, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+# What ranks do
+
+
+def decode(group: Any, clips: int, frames: int, dtype: torch.dtype, limit: int | None, gather: bool) -> Any:
+    vae = model(dtype)
+    z = latents(clips * frames, dtype)
+    return decode_sharded(vae, z, num_frames=frames, group=group, gather=gather, memory_limit=limit)
+
+
+def decode_images(group: Any, count: int) -> torch.Tensor:
+    return decode_sharded(model(images=True), latents(count), num_frames=1, group=group)
+
+
+def encode(group: Any, count: int, gather: bool) -> torch.Tensor:
+    return encode_sharded(model(), pictures(count), group=group, gather=gather).parameters
+
+
+def decode_different(group: Any, what: str) -> None:
+    vae, z = model(), latents(4)
+    if dist.get_rank(group) == 1:
+        if what == "the batch":
+            z = z + 1
+        if what == "the model":
+            vae = model().float()
+            with torch.no_grad():
+                vae.decoder.conv_in.weight.mul_(2)
+    frames = 2 if what == "what is asked for" and dist.get_rank(group) == 1 else 4
+    decode_sharded(vae, z, num_frames=frames, group=group)
+
+
+def decode_by_one_that_raises(group: Any) -> None:
+    vae = model()
+    if dist.get_rank(group) == 1:
+        vae.decoder.conv_in.register_forward_hook(lambda *_: None)
+    decode_sharded(vae, latents(4), num_frames=4, group=group, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Processes]:
+    with Processes(4) as started:
+        yield started
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("clips", "frames"), [(1, 7), (1, 1), (1, 2), (3, 5), (4, 2), (2, 3)])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_frames_are_those_of_one_process(ranks, count, clips, frames, dtype, limited, monkeypatch):
+    monkeypatch.setenv("TEMPORAL_VAE_ENGINE", "always")
+    vae, z = model(dtype), latents(clips * frames, dtype)
+    limit = None
+    if limited:
+        plan = plan_sharded(vae, ranks=count, num_frames=frames, clips=clips, **SHARED)
+        limit = max(offer.peak for rank in plan.ranks for one in rank.plans for offer in one.ladder[-1:])
+    with torch.no_grad():
+        expected = vae.decode(z, num_frames=frames).sample
+    for found in ranks.run(count, decode, clips, frames, dtype, limit, True):
+        assert off(found, expected) <= TOLERANCE[dtype]
+
+
+def test_without_gathering_each_rank_keeps_its_frames(ranks):
+    vae, z = model(), latents(15)
+    with torch.no_grad():
+        expected = vae.decode(z, num_frames=5).sample
+    plan = plan_sharded(vae, ranks=2, num_frames=5, clips=3, **SHARED)
+    for found, rank in zip(ranks.run(2, decode, 3, 5, torch.float32, None, False), plan.ranks, strict=True):
+        numbers = [number for span in rank.frames for number in span]
+        assert off(found, expected[numbers]) <= 2e-5
+    assert "rank" in str(plan)
+    assert "idle" in str(plan_sharded(vae, ranks=3, num_frames=2, **SHARED))
+
+
+def test_pictures_are_spread(ranks):
+    with torch.no_grad():
+        expected = model(images=True).decode(latents(5)).sample
+    for found in ranks.run(3, decode_images, 5):
+        assert off(found, expected) <= 2e-5
+
+
+def test_frames_are_encoded_as_by_one_process(ranks):
+    with torch.no_grad():
+        expected = model().encode(pictures(5)).latent_dist.parameters
+    for found in ranks.run(4, encode, 5, True):
+        assert off(found, expected) <= 2e-5
+    kept = ranks.run(2, encode, 5, False)
+    assert [len(found) for found in kept] == [3, 2]
+    assert off(torch.cat(kept), expected) <= 2e-5
+
+
+@pytest.mark.parametrize("what", ["the batch", "the model", "what is asked for"])
+def test_ranks_that_do_not_do_the_same_are_told(ranks, what):
+    ranks.ask(2, decode_different, what)
+    for rank in range(2):
+        error = ranks.answer(rank)
+        assert isinstance(error, InputError)
+        assert str(error).startswith(what)
+        assert "rank 1" in str(error)
+
+
+def test_a_limit_that_is_too_small_is_refused_on_all_ranks(ranks):
+    ranks.ask(3, decode, 1, 7, torch.float32, 2**20, True)
+    for rank in range(3):
+        error = ranks.answer(rank)
+        assert isinstance(error, MemoryLimitError)
+        assert "3 ranks" in str(error)
+
+
+def test_a_rank_that_raises_ends_the_others():
+    with Processes(3) as some:
+        some.ask(3, decode_by_one_that_raises)
+        errors = [some.answer(rank) for rank in range(3)]
+    assert isinstance(errors[1], InputError)
+    for rank in (0, 2):
+        assert isinstance(errors[rank], RankError)
+        assert errors[rank].rank == 1
+        assert "rank 1" in str(errors[rank])
+        assert "shared by the engine only" in str(errors[rank])
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_a_rank_that_is_gone_or_stands_still_is_named(how):
+    with Processes(3) as some:
+        some.run(3, decode, 1, 3, torch.float32, None, True)
+        some.ask(3, decode_long, 4.0)
+        time.sleep(2)
+        begun = time.monotonic()
+        os.kill(some.processes[1].pid, getattr(signal, how))
+        errors = [some.answer(rank) for rank in (0, 2)]
+        took = time.monotonic() - begun
+    for error in errors:
+        assert isinstance(error, RankError)
+        assert error.rank == 1
+        assert "rank 1" in str(error)
+    assert took < 30
+
+
+def decode_long(group: Any, timeout: float) -> None:
+    vae, z = model(), latents(7)
+    while True:
+        decode_sharded(vae, z, num_frames=7, group=group, timeout=timeout)
+
+
+def test_shares_cover_every_frame_once():
+    for clips in range(1, 9):
+        for frames in (1, 2, 5):
+            for count in range(1, 8):
+                found = [
+                    number for own in shares(clips, frames, count) for one in own for number in one.frames
+                ]
+                assert sorted(found) == list(range(clips * frames))
+
+
+def test_whole_clips_come_before_shared_ones():
+    first, second = shares(3, 4, 2)
+    assert [one.frames for one in first] == [range(4), range(8, 10)]
+    assert [one.frames for one in second] == [range(4, 8), range(10, 12)]
+    assert [one.part is None for one in first] == [True, False]
+    assert [[one.ranks for one in own] for own in shares(2, 4, 4)] == [[(0, 1)], [(0, 1)], [(2, 3)], [(2, 3)]]
+
+
+def test_without_ranks_it_is_said():
+    with pytest.raises(InputError, match="init_process_group"):
+        decode_sharded(model(), latents(2), num_frames=2)
