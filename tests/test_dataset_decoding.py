@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import kinds
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -50,7 +51,7 @@ def clips(vae: AutoencoderKLTemporalDecoder) -> list[Record]:
     ]
 
 
-def _encoded(vae: AutoencoderKLTemporalDecoder, number: int, count: int, height: int, width: int) -> Record:
+def _encoded(vae: Any, number: int, count: int, height: int, width: int) -> Record:
     frames = scene(count, height, width, seed=number)
     with torch.inference_mode():
         posterior = vae.encode(to_tensor(frames)).latent_dist
@@ -158,6 +159,13 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_apart(
     assert sum(now[path] == kept[path] for path in kept) == 2
 
 
+def test_what_changes_nothing_changes_no_name(tmp_path: Path, clips: list[Record]) -> None:
+    write_dataset(tmp_path / "latents", clips[:1])
+    decode_dataset(tmp_path / "latents", tmp_path / "videos", **LOSSLESS)
+    for options in ({"crf": 3}, {"clip_frames": 4}, {"memory_limit": "1GiB"}):
+        assert decode_dataset(tmp_path / "latents", tmp_path / "videos", **LOSSLESS, **options).found == 1
+
+
 def test_another_decoder_makes_other_videos(
     tmp_path: Path, vae: AutoencoderKLTemporalDecoder, clips: list[Record]
 ) -> None:
@@ -240,13 +248,32 @@ def test_the_first_that_is_broken_can_end_the_run(tmp_path: Path, clips: list[Re
 def test_a_shard_that_is_gone_leaves_out_its_clips(tmp_path: Path, clips: list[Record]) -> None:
     write_dataset(tmp_path / "latents", clips, per_shard=2)
     place = open_place(tmp_path / "latents")
-    place.remove(place.list("shards")[0])
+    shard = place.list("shards")[0]
+    data = place.read(shard)
+    place.remove(shard)
     summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
     assert summary.left_out + summary.decoded == 3
     assert summary.left_out in (1, 2)
     assert all(
         "no such file" in line["reason"] for line in lines_of(tmp_path / "videos" / "quarantine.jsonl")
     )
+    place.write(shard, data)  # what is out of reach may be there another time
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    assert (again.decoded, again.left_out) == (summary.left_out, 0)
+
+
+def test_pictures_are_decoded_each_by_itself(tmp_path: Path) -> None:
+    model, _ = kinds.pair(kinds.PICTURES)
+    model.save_pretrained(tmp_path / "model")
+    clip = _encoded(model, 0, 3, 16, 24)
+    write_dataset(tmp_path / "latents", [clip])
+    summary = decode_dataset(
+        tmp_path / "latents", tmp_path / "videos", **LOSSLESS, model=str(tmp_path / "model")
+    )
+    with torch.inference_mode():
+        right = to_frames(torch.cat([model.decode(z[None]).sample for z in clip.tensors["mean"]]))
+    path = tmp_path / "videos" / summary.folder / f"{clip.identity}.mkv"
+    assert nearly(frames_of(path), right)
 
 
 def test_latent_files_give_what_decode_gives(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_all_clips_are_read_from_every_format(tmp_path: Path, format: Format, ki
         assert torch.equal(item["latents"], CLIPS[number].tensors["mean"])
         assert item["identity"] == CLIPS[number].identity
         assert item["fps"] == 30000 / 1001
-        assert item["size"].tolist() == [8 * item["latents"].shape[3], 8 * item["latents"].shape[2]]
+        assert item["size"] == (8 * item["latents"].shape[3], 8 * item["latents"].shape[2])
         assert item["caption"] == f"caption {number}"
 
 
@@ -116,6 +116,11 @@ def test_ranks_are_those_of_the_launcher(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert captions(LatentDataset(folder)) == CAPTIONS[1::2]
     assert captions(LatentDataset(folder, rank=0, world_size=1)) == CAPTIONS
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_rank", lambda: 2)
+        patch.setattr(torch.distributed, "get_world_size", lambda: 3)
+        assert captions(LatentDataset(folder)) == CAPTIONS[2::3]
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(InputError, match="RANK='one'"):
         LatentDataset(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import lcm
@@ -18,6 +18,7 @@ from temporal_vae.autoencoders.loading import load_named
 from temporal_vae.distributed.dataset.executors import ModelSpec
 from temporal_vae.distributed.dataset.identity import model_digest
 from temporal_vae.distributed.dataset.places import Place, open_place
+from temporal_vae.distributed.dataset.planning import Kind
 from temporal_vae.distributed.dataset.sampling import draw
 from temporal_vae.distributed.dataset.settings import digest
 from temporal_vae.distributed.dataset.shards import Format, Record, read_record
@@ -76,7 +77,8 @@ class DecodeSettings:
     def digest(self, vae: Autoencoder) -> str:
         """Hash of the settings and the model, its decoder included."""
         model = {"identity": model_digest(ModelIdentity.of(vae)), "decoder": _decoder_probe(vae)}
-        return digest({"settings": asdict(self), "model": model})
+        values = asdict(self) | ({} if self.codec == "h264" else {"crf": None})
+        return digest({"settings": values, "model": model})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +138,14 @@ class Outcome:
         frames: of the video.
         seconds: that the video lasts, at its nominal rate.
         reason: why these latents can't be decoded.
+        kind: `failed`, or `unreadable` where another time might be better: a shard is gone, or out of reach.
     """
 
     identity: str
     frames: int = 0
     seconds: float = 0.0
     reason: str | None = None
+    kind: Kind = "failed"
 
 
 class Decoder:
@@ -176,7 +180,7 @@ class Decoder:
                 frames, rate = self._decode(task, video)
                 self._dest.take(video, self._job.video_of(task.identity))
         except _Unfit as error:
-            return Outcome(identity=task.identity, reason=one_line(error))
+            return Outcome(identity=task.identity, reason=one_line(error), kind=error.kind)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MemoryLimitError(
                 f"{task.path}: out of memory; set a memory limit, or fewer workers"
@@ -213,7 +217,9 @@ class Decoder:
 
     def _decode_file(self, task: DecodeTask, video: Path) -> tuple[int, Fraction]:
         settings = self._job.settings
-        with at_hand(self._source, task.shard) as path:
+        with ExitStack() as stack:
+            with _unfit():
+                path = stack.enter_context(at_hand(self._source, task.shard))
             try:
                 info = decode_video(
                     path,
@@ -226,7 +232,7 @@ class Decoder:
                     crf=settings.crf,
                 )
             except LatentFileError as error:
-                raise _Unfit(str(error)) from error
+                raise _Unfit(error) from error
         return len(info.timestamps), info.rate
 
 
@@ -279,13 +285,17 @@ class _Clip:
 class _Unfit(TemporalVaeError):
     """Latents that can't be decoded, while others can."""
 
+    def __init__(self, error: TemporalVaeError) -> None:
+        super().__init__(str(error))
+        self.kind: Kind = "unreadable" if isinstance(error, MediaError) else "failed"
+
 
 @contextmanager
 def _unfit() -> Iterator[None]:
     try:
         yield
     except (LatentFileError, MediaError) as error:
-        raise _Unfit(str(error)) from error
+        raise _Unfit(error) from error
 
 
 @contextmanager

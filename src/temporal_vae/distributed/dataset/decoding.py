@@ -33,6 +33,7 @@ from temporal_vae.distributed.dataset.executors.processes import Died, in_proces
 from temporal_vae.distributed.dataset.identity import model_digest
 from temporal_vae.distributed.dataset.index import INDEX, index_name
 from temporal_vae.distributed.dataset.places import Place, open_place
+from temporal_vae.distributed.dataset.planning import Kind
 from temporal_vae.distributed.dataset.request import Progress, Watch
 from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
 from temporal_vae.distributed.dataset.summary import DATASET, LEFT_OUT, QUARANTINE, SUMMARY
@@ -138,6 +139,8 @@ def decode_dataset(
     from_place, to_place = open_place(source), open_place(dest)
     _check(from_place, to_place)
     device = best_device() if device == "auto" else device
+    if from_place.exists(INDEX):
+        chosen = replace(chosen, clip_frames=None)  # a clip is one, whatever is said
     limit = None if memory_limit is None else parse_memory(memory_limit)
     vae = load_named(model, subfolder, dtype=dtype)
     listing = latents_of(from_place, settings, vae)
@@ -177,7 +180,7 @@ class _Run:
         self._fail_fast, self._watch, self._began = fail_fast, watch, monotonic()
         self._decoded = self._frames = self._failed = 0
         self._seconds = 0.0
-        self._reasons: dict[str, str] = {}
+        self._left_out: dict[str, tuple[Kind, str]] = {}
         self._others: list[dict[str, Any]] = []
         self._found: set[str] = set()
 
@@ -190,8 +193,8 @@ class _Run:
         self._found = {each for each in tasks if job.video_of(each) in there}
         self._read_quarantine(retry=retry)
         for path, reason in self._listing.broken.items():
-            self._fail(path, reason)
-        todo = [each for key, each in tasks.items() if key not in self._found and key not in self._reasons]
+            self._fail(path, reason, "unreadable")
+        todo = [each for key, each in tasks.items() if key not in self._found and key not in self._left_out]
         try:
             with closing(_outcomes(job, todo, min(workers, len(todo)) if workers else 0)) as outcomes:
                 self._tell(len(todo))
@@ -206,7 +209,7 @@ class _Run:
     def _enter(self, outcome: Outcome) -> None:
         if outcome.reason is not None:
             self._failed += 1
-            self._fail(outcome.identity, outcome.reason)
+            self._fail(outcome.identity, outcome.reason, outcome.kind)
         else:
             self._decoded += 1
             self._frames += outcome.frames
@@ -224,8 +227,8 @@ class _Run:
         )
         self._watch(now)
 
-    def _fail(self, key: str, reason: str) -> None:
-        self._reasons[key] = reason
+    def _fail(self, key: str, reason: str, kind: Kind) -> None:
+        self._left_out[key] = kind, reason
         if self._fail_fast:
             raise LatentFileError(reason)
 
@@ -240,7 +243,7 @@ class _Run:
             clips=len(self._listing.tasks) + len(self._listing.broken),
             decoded=self._decoded,
             found=len(self._found) - self._decoded,
-            left_out=len(self._reasons),
+            left_out=len(self._left_out),
             frames=self._frames,
             video_seconds=round(self._seconds, 3),
             seconds=round(seconds, 3),
@@ -256,17 +259,17 @@ class _Run:
                 ours = entry["settings"] == self._job.digest
                 if not ours:
                     self._others.append(entry)
-                elif entry.get("identity") in self._listing.tasks and not retry:
-                    self._reasons[entry["identity"]] = entry["reason"]
+                elif entry["kind"] == "failed" and entry["identity"] in self._listing.tasks and not retry:
+                    self._left_out[entry["identity"]] = "failed", entry["reason"]
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # a line that says nothing: what it was about is tried again
 
     def _write_quarantine(self) -> None:
         entries = list(self._others)
-        for key, reason in self._reasons.items():
+        for key, (kind, reason) in self._left_out.items():
             task = self._listing.tasks.get(key)
             what = {"path": key} if task is None else {"identity": key, "path": task.path}
-            entries.append({"settings": self._job.digest, **what, "reason": reason})
+            entries.append({"settings": self._job.digest, "kind": kind, **what, "reason": reason})
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         self._dest.write(QUARANTINE, "".join(lines).encode("utf-8", "backslashreplace"))
 

@@ -48,10 +48,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
       that is drawn: float32);
     - `identity`: that of the clip;
     - `fps`: frames per second, a float;
-    - `size`: width and height of the frames that were encoded, an int64 tensor;
+    - `size`: width and height of the frames that were encoded;
     - the columns of the manifest. A text that is missing is empty, a missing number is nan.
 
-    With `batch_size`, tensors and numbers of an item are stacked and texts are lists, and all clips of an item have
+    With `batch_size`, tensors, sizes and numbers of an item are stacked and texts are lists, and all clips of an item have
     latents of one shape, also where a dataset has buckets of several. Such items go to a loader with `batch_size=None`.
 
     To resume, count the items that were consumed, which the loader may have read ahead of, and save
@@ -206,7 +206,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             "latents": self._latents(record),
             "identity": row["identity"],
             "fps": float(Fraction(row["fps"])),
-            "size": torch.tensor([int(side) for side in row["bucket"].split("x")]),
+            "size": tuple(
+                map(int, row["bucket"].split("x"))
+            ),  # a tensor would double what workers take to send
             **{name: self._value(name, row[name]) for name in self.columns},
         }
 
@@ -273,9 +275,9 @@ def _chosen(shown: str, present: Sequence[str], columns: Sequence[str] | None) -
 
 
 def _stacked(values: list[Any]) -> Any:
-    """Values of a batch: tensors and numbers as a tensor, others as a list."""
+    """Values of a batch: tensors, sizes and numbers as a tensor, others as a list."""
     if isinstance(values[0], Tensor):
         return torch.stack(values)
-    if all(isinstance(value, int | float) for value in values):
+    if all(isinstance(value, int | float | tuple) for value in values):
         return torch.tensor(values)
     return values
