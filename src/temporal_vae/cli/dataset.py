@@ -111,8 +111,17 @@ _SHOWN = 5  # reasons that are shown of what is left out
     type=click.Choice(("local", "ray")),
     help="Processes of this machine (the default), or a Ray cluster.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="How many; by default by the cores or GPUs.")
-@click.option("--address", help="Of an existing Ray cluster; by default one of this machine is started.")
+@click.option(
+    "--workers",
+    "--concurrency",
+    type=click.IntRange(min=1),
+    help="How many, of Ray at the most; by default by the cores or GPUs.",
+)
+@click.option(
+    "--address",
+    help="Of an existing Ray cluster, host:port or auto; by default one of this machine is started.",
+)
+@click.option("--gpus", type=click.FloatRange(min=0), help="Of each worker of Ray, also 0.5; by --device.")
 @click.option(
     "--rank", type=click.IntRange(min=0), help="Of this process, of several that encode a share each."
 )
@@ -134,6 +143,7 @@ def encode_dataset(
     executor: str | None,
     workers: int | None,
     address: str | None,
+    gpus: float | None,
     rank: int | None,
     world_size: int | None,
     dry_run: bool,
@@ -153,7 +163,7 @@ def encode_dataset(
     from temporal_vae.distributed.dataset.run import Run
 
     settings = _settings(area, size, {name: options.pop(name) for name in _OF_SETTINGS})
-    chosen = _executor(executor, workers, address, rank, world_size, options["device"])
+    chosen = _executor(executor, workers, address, gpus, rank, world_size, options["device"])
     request = Request(source=source, dest=dest, settings=settings, executor=chosen, **options)
     interrupts.be_careful()  # there are processes to end
     with _progress() as watch, Run(request, watch) as run:
@@ -251,6 +261,7 @@ def _executor(
     name: str | None,
     workers: int | None,
     address: str | None,
+    gpus: float | None,
     rank: int | None,
     world_size: int | None,
     device: str,
@@ -267,8 +278,12 @@ def _executor(
         if rank >= world_size:
             raise click.BadParameter(f"{rank} of {world_size}: ranks count from 0", param_hint="--rank")
         return RankExecutor(rank=rank, world_size=world_size)
-    if address is not None and name != "ray":
-        raise click.UsageError("--address is of a Ray cluster: name --executor ray.")
+    if name == "ray":
+        from temporal_vae.distributed.dataset.executors.ray import RayExecutor
+
+        return RayExecutor(address=address, concurrency=workers, gpus=gpus)
+    if address is not None or gpus is not None:
+        raise click.UsageError("--address and --gpus are of a Ray cluster: name --executor ray.")
     launched = rank_of_launcher() if name is None else None
     return launched or LocalExecutor(workers=workers or default_workers(device))
 

@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -24,7 +25,6 @@ from temporal_vae.distributed.dataset.executors import MOST_DEATHS, Batch, Death
 from temporal_vae.distributed.dataset.executors.local import MakeEncoder, cores, share_of
 from temporal_vae.distributed.dataset.executors.processes import WorkerError
 from temporal_vae.distributed.dataset.worker import Encoder
-from temporal_vae.engine.resources import best_device
 from temporal_vae.errors import InputError, TemporalVaeError, one_line
 
 _CORES_EACH = (
@@ -151,6 +151,11 @@ class Worker:
             report = self._report(index, batch)
         except TemporalVaeError as error:
             report = Report(batch=batch.number, error=one_line(error))
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{os.path.basename(last.filename)}:{last.lineno}"
+            wrong = f"Ray: a worker failed at {place} ({type(error).__name__}: {one_line(error)}); report it"
+            report = Report(batch=batch.number, error=wrong)
         return {"index": [index], "report": [b"" if report is None else pickle.dumps(report)]}
 
     def _report(self, index: int, batch: Batch) -> Report | None:
@@ -217,8 +222,7 @@ def _anywhere(job: Job) -> Job:
 
 def _shared(job: Job, pool: _Pool) -> Job:
     """The job of a worker on this machine, with its share of what is not set."""
-    device = best_device() if job.model.device == "auto" else job.model.device
-    _, memory = share_of(device, max(1, min(pool.size, cores() // pool.cpus)))
+    _, memory = share_of(job.model.device, max(1, min(pool.size, cores() // pool.cpus)))
     memory = memory if job.memory_limit is None else job.memory_limit
     return replace(job, threads=job.threads or pool.cpus, memory_limit=memory)
 
@@ -257,8 +261,8 @@ def _mapped(
             for row in found:
                 yield batches[row["index"]], pickle.loads(row["report"]) if row["report"] else None
         except ray.exceptions.RayError as error:
-            cause = one_line(getattr(error, "cause", None) or error)[:300]
-            raise WorkerError(f"Ray: a worker failed ({cause}); its logs say more") from error
+            last = str(error).strip().splitlines()[-1].strip()  # of a traceback
+            raise WorkerError(f"Ray: a worker failed ({last[:300]}); its logs say more") from error
         finally:
             found.close()
 
@@ -329,7 +333,7 @@ def _quiet() -> Iterator[None]:
         context, logger = DataContext.get_current(), logging.getLogger("ray.data")
     bars, level = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
