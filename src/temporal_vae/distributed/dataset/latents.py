@@ -39,8 +39,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     `dataset[i]` is the i-th item of this epoch for this rank, `len(dataset)` is how many there are: a loader without a
     sampler reads them in turn, with any number of workers, in the same order. A row of the plan is an item of an epoch
-    once on one of the ranks. A clip that the manifest lists twice is two rows. Reading one clip reads its bytes in its
-    shard, wherever it lies: shuffling costs nothing beside.
+    once on one of the ranks. A clip that the manifest lists twice is two rows. A clip is one read of its bytes, wherever
+    in its shard they lie, so that shuffling reads nothing in vain.
 
     An item is a dict:
 
@@ -49,9 +49,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
     - `identity`: that of the clip;
     - `fps`: frames per second, a float;
     - `size`: width and height of the frames that were encoded;
-    - the columns of the manifest. A text that is missing is empty, a missing number is nan.
+    - the columns of the manifest. A text that is missing is empty, what else is missing nan.
 
-    With `batch_size`, tensors, sizes and numbers of an item are stacked and texts are lists, and all clips of an item have
+    With `batch_size`, tensors, sizes and numbers of an item are stacked, texts are lists, and all clips of an item have
     latents of one shape, also where a dataset has buckets of several. Such items go to a loader with `batch_size=None`.
 
     To resume, count the items that were consumed, which the loader may have read ahead of, and save
