@@ -39,8 +39,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     `dataset[i]` is the i-th item of this epoch for this rank, `len(dataset)` is how many there are: a loader without a
     sampler reads them in turn, with any number of workers, in the same order. A row of the plan is an item of an epoch
-    once on one of the ranks. A clip that the manifest lists twice is two rows. A clip is one read of its bytes, wherever
-    in its shard they lie, so that shuffling reads nothing in vain.
+    once on one of the ranks. A clip that the manifest lists twice is two rows. A clip is one read of its bytes,
+    wherever in its shard they lie, so that shuffling reads nothing in vain.
 
     An item is a dict:
 
