@@ -63,7 +63,7 @@ def share_of(device: str, workers: int) -> tuple[int, int | None]:
 
     Memory is None where one worker has it for itself, or a GPU.
     """
-    place = torch.device(device)
+    place = torch.device(device_of(device))
     shared = workers > 1 and place.type == "cpu"
     memory = int(free_memory(place) * _SHARED / workers) if shared else None
     return max(1, torch.get_num_threads() // workers), memory

@@ -1,0 +1,207 @@
+"""`encode-dataset`, killed: at the end there is exactly what a run without interruption makes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from video_files import render, scene
+from video_folders import assert_same, index, quarantine, records, summary, write_videos
+
+from temporal_vae.distributed import Settings, encode_dataset
+from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
+
+CLIP = 3
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Enough for many batches, and what is broken."""
+    folder = write_videos(tmp_path_factory.mktemp("videos"))
+    render(folder / "long.mp4", scene(120, 32, 32, seed=7), options={"g": "30"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory) -> Path:
+    """What an uninterrupted run makes, in this process."""
+    dest = tmp_path_factory.mktemp("whole") / "latents"
+    alone = RankExecutor(rank=0, world_size=1)
+    encode_dataset(videos, dest, settings=Settings(clip_frames=CLIP), executor=alone, device="cpu")
+    return dest
+
+
+def start(videos: Path, dest: Path, *words: object) -> subprocess.Popen[bytes]:
+    command = (sys.executable, "-m", "temporal_vae", "encode-dataset", videos, dest, "--clip-frames", CLIP)
+    more = ("--device", "cpu", "--clips-per-shard", 2, *words)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(list(map(str, (*command, *more))), env=ENVIRONMENT, stdout=pipe, stderr=pipe)
+
+
+def shards(dest: Path) -> int:
+    return len(list((dest / "shards").glob("*.tar"))) if (dest / "shards").is_dir() else 0
+
+
+def wait_for(condition, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Wait until something is so or the process is over."""
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end, "nothing happens"
+        time.sleep(0.01)
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Processes that a driver started to encode or to read."""
+    with suppress(psutil.NoSuchProcess):
+        return [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+    return []
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    return not alive
+
+
+def assert_as_whole(dest: Path, whole: Path) -> None:
+    """Identity by identity, number by number, row by row."""
+    assert_same(records(dest), records(whole))
+    keys = ("identity", "path", "start", "end", "frames", "bucket")
+    assert [[row[key] for key in keys] for row in index(dest)] == [
+        [row[key] for key in keys] for row in index(whole)
+    ]
+    assert quarantine(dest) == quarantine(whole)
+    assert {key: summary(dest)[key] for key in ("clips", "left_out")} == {
+        key: summary(whole)[key] for key in ("clips", "left_out")
+    }
+    left = [path for path in dest.rglob("*") if ".part" in path.name]
+    assert not left
+
+
+def kill_and_resume(videos: Path, dest: Path, kills: int, seed: int) -> None:
+    """Kill the driver some times: at a random number of shards, and a random moment after that."""
+    chance = random.Random(seed)
+    for _ in range(kills):
+        process = start(videos, dest, "--workers", 2)
+        before, more = shards(dest), chance.randrange(1, 6)
+        wait_for(lambda before=before, more=more: shards(dest) >= before + more, process)
+        time.sleep(chance.random() * 0.3)
+        workers = workers_of(process)
+        process.kill()
+        process.communicate()
+        assert gone(workers), "workers outlive their driver"
+    process = start(videos, dest, "--workers", 2)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 3, (out, err)
+
+
+def test_a_driver_that_is_killed_twice(videos, whole, tmp_path):
+    kill_and_resume(videos, tmp_path / "latents", kills=2, seed=0)
+    assert_as_whole(tmp_path / "latents", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_driver_that_is_killed_again_and_again(videos, whole, tmp_path, seed):
+    kill_and_resume(videos, tmp_path / "latents", kills=7, seed=seed)
+    assert_as_whole(tmp_path / "latents", whole)
+
+
+def kill_workers(videos: Path, dest: Path, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    process = start(videos, dest, "--workers", 2)
+    killed = 0
+    while killed < kills and process.poll() is None:
+        before = shards(dest)
+        wait_for(lambda before=before: shards(dest) > before and workers_of(process), process)
+        time.sleep(chance.random() * 0.2)
+        with suppress(psutil.NoSuchProcess, IndexError):
+            chance.choice(workers_of(process)).kill()
+            killed += 1
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 3, (out, err)
+    assert killed
+
+
+def test_workers_that_are_killed_are_replaced(videos, whole, tmp_path):
+    kill_workers(videos, tmp_path / "latents", kills=2, seed=0)
+    assert_as_whole(tmp_path / "latents", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_workers_that_are_killed_again_and_again(videos, whole, tmp_path, seed):
+    kill_workers(videos, tmp_path / "latents", kills=8, seed=seed)
+    assert_as_whole(tmp_path / "latents", whole)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_while_it_plans(videos, whole, tmp_path):
+    dest = tmp_path / "latents"
+    for pause in (0, 0.1, 0.5, 1.5):
+        process = start(videos, dest, "--workers", 2)
+        wait_for(lambda: (dest / "ledger.sqlite").exists(), process)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+    kill_and_resume(videos, dest, kills=0, seed=0)
+    assert_as_whole(dest, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_ends_all_and_can_be_resumed(videos, whole, tmp_path, number):
+    dest = tmp_path / "latents"
+    process = start(videos, dest, "--workers", 1)
+    wait_for(lambda: shards(dest) >= 2, process)
+    workers = workers_of(process)
+    assert workers
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err.decode().splitlines() == ["temporal-vae: interrupted; nothing unfinished is left behind"]
+    assert gone(workers)
+    if number == signal.SIGTERM:
+        kill_and_resume(videos, dest, kills=0, seed=0)
+        assert_as_whole(dest, whole)
+
+
+def test_a_second_driver_is_refused(videos, tmp_path):
+    dest = tmp_path / "latents"
+    first = start(videos, dest, "--workers", 1)
+    wait_for(lambda: shards(dest) >= 1, first)
+    for words in ((), ("--rank", 0, "--world-size", 2)):
+        second = start(videos, dest, *words)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert err.decode().count("\n") == 1
+        assert "another run is writing there" in err.decode()
+    assert first.poll() is None, "the first was over before the second began: make the videos longer"
+    first.kill()
+    first.communicate()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed(videos, whole, tmp_path):
+    dest, chance = tmp_path / "latents", random.Random(0)
+    for _ in range(3):
+        ranks = [start(videos, dest, "--rank", rank, "--world-size", 2) for rank in range(2)]
+        before = shards(dest)
+        wait_for(lambda before=before: shards(dest) > before + 3, ranks[0])
+        for rank in ranks:
+            time.sleep(chance.random() * 0.2)
+            rank.kill()
+        for rank in ranks:
+            rank.communicate()
+    ranks = [start(videos, dest, "--rank", rank, "--world-size", 2) for rank in range(2)]
+    assert [rank.communicate(timeout=300) and rank.returncode for rank in ranks] == [3, 3]
+    assert_as_whole(dest, whole)
