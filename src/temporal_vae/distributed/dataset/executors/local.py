@@ -13,7 +13,6 @@ import torch
 
 from temporal_vae.distributed.dataset.executors import Batch, Deaths, Job, Report
 from temporal_vae.distributed.dataset.executors.processes import Died, in_processes
-from temporal_vae.distributed.dataset.worker import Encoder
 from temporal_vae.engine.resources import best_device, free_memory
 
 _SHARED = 0.8
@@ -22,6 +21,13 @@ _SHARED = 0.8
 _CORES_EACH = 2  # of a worker on a CPU, by default: one reads while the other computes
 
 MakeEncoder = Callable[[Job], Callable[[Batch], Report]]
+
+
+def make_encoder(job: Job) -> Callable[[Batch], Report]:
+    """The encoder of a job; it is here, and not in `worker`, so that who only drives need not import that."""
+    from temporal_vae.distributed.dataset.worker import Encoder
+
+    return Encoder(job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class LocalExecutor:
     """
 
     workers: int
-    encoder: MakeEncoder = Encoder
+    encoder: MakeEncoder = make_encoder
 
     def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
         """See `Executor.run`."""

@@ -7,9 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 
 from temporal_vae.distributed.dataset.executors import Batch, Job, Report
-from temporal_vae.distributed.dataset.executors.local import MakeEncoder, device_of
+from temporal_vae.distributed.dataset.executors.local import MakeEncoder, device_of, make_encoder
 from temporal_vae.distributed.dataset.share import Share
-from temporal_vae.distributed.dataset.worker import Encoder
 from temporal_vae.errors import InputError
 
 
@@ -30,7 +29,7 @@ class RankExecutor:
     rank: int
     world_size: int
     local_rank: int = 0
-    encoder: MakeEncoder = Encoder
+    encoder: MakeEncoder = make_encoder
     workers: int = 1
 
     def __post_init__(self) -> None:
