@@ -22,9 +22,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from temporal_vae.distributed.dataset.executors import MOST_DEATHS, Batch, Deaths, Job, Report
-from temporal_vae.distributed.dataset.executors.local import MakeEncoder, cores, share_of
+from temporal_vae.distributed.dataset.executors.local import MakeEncoder, cores, make_encoder, share_of
 from temporal_vae.distributed.dataset.executors.processes import WorkerError
-from temporal_vae.distributed.dataset.worker import Encoder
 from temporal_vae.errors import InputError, TemporalVaeError, one_line
 
 _CORES_EACH = (
@@ -60,7 +59,7 @@ class RayExecutor:
     address: str | None = None
     concurrency: int | None = None
     gpus: float | None = None
-    encoder: MakeEncoder = Encoder
+    encoder: MakeEncoder = make_encoder
 
     def __post_init__(self) -> None:
         if self.concurrency is not None and self.concurrency < 1:
