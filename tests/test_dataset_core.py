@@ -56,7 +56,7 @@ def run(source: Path, dest: Path, executor, **how) -> dict:
 
 
 def test_a_batch_whose_worker_died_comes_again(videos, tmp_path):
-    told = run(videos / "a.mp4", tmp_path, LocalExecutor(workers=2, encoder=DiesOnce))
+    told = run(videos / "a.mp4", tmp_path, LocalExecutor(workers=1, encoder=DiesOnce))
     assert (told["encoded"], told["exit_code"]) == (3, 0)
     assert set(records(tmp_path)) == {row["identity"] for row in index(tmp_path)}
     assert len(list(tmp_path.glob("*.died"))) == 2
