@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from time import monotonic, sleep
@@ -24,6 +25,7 @@ from temporal_vae.engine import Listener
 from temporal_vae.errors import RankError, one_line
 
 BEAT = 0.25  # seconds between signs of life
+ANSWER = 2.0  # seconds in which a store answers
 BEATS_TO_DIE = 6  # after which a rank whose connection broke is held to be dead, if it gave no sign meanwhile
 
 
@@ -62,10 +64,21 @@ class Board:
         rank: this one.
         ranks: how many there are.
         timeout: seconds that a rank may give no sign, or come no further.
+        give_up: ends what `wait` was given, when nobody wants it any more.
     """
 
-    def __init__(self, store: Any, name: str, rank: int, ranks: int, *, timeout: float) -> None:
+    def __init__(
+        self,
+        store: Any,
+        name: str,
+        rank: int,
+        ranks: int,
+        *,
+        timeout: float,
+        give_up: Callable[[], object],
+    ) -> None:
         self.rank, self.ranks, self.timeout = rank, ranks, timeout
+        self._give_up = give_up
         self._store, self._name = _own_connection(store), name
         self._sign, self._lock, self._steps = Sign(), Lock(), 0
         now = monotonic()
@@ -88,8 +101,10 @@ class Board:
             self._say(failure=f"{name}: {one_line(error)}", culprit=self.rank if culprit is None else culprit)
         self._end.set()
         self._beat.set()
-        self._thread.join(2 * BEAT)
-        self._waiter.end()
+        self._thread.join(2 * ANSWER)
+        if not self._waiter.end():
+            self._give_up()  # or the thread would be there when the interpreter ends, and abort it
+            self._waiter.end()
 
     def step(self) -> None:
         """This rank has come further."""
@@ -272,9 +287,11 @@ class _Waiter:
         self._asked.put(run)
         return done, errors
 
-    def end(self) -> None:
-        """Stop after what is waited for."""
+    def end(self) -> bool:
+        """Stop; false if the thread still waits."""
         self._asked.put(None)
+        self._thread.join(BEAT)
+        return not self._thread.is_alive()
 
     def _loop(self) -> None:
         while (run := self._asked.get()) is not None:
@@ -284,6 +301,8 @@ class _Waiter:
 def _own_connection(store: Any) -> Any:
     """The store by a connection of its own, where it knows that: others may be in the middle of something."""
     try:
-        return store.clone()
+        own = store.clone()
     except (AttributeError, NotImplementedError, RuntimeError):
         return store
+    own.set_timeout(timedelta(seconds=ANSWER))
+    return own

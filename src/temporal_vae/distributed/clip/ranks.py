@@ -6,7 +6,7 @@ import hashlib
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -163,11 +163,21 @@ def together(group: Any = None, *, timeout: float = TIMEOUT) -> Iterator[Ranks]:
         raise InputError(f"timeout={timeout}: seconds above 0")
     store, name = _store(group)
     _runs[name] += 1
-    board = Board(
-        store, f"{name}/{_runs[name]}", dist.get_rank(group), dist.get_world_size(group), timeout=timeout
-    )
-    with board:
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    run, give_up = f"{name}/{_runs[name]}", partial(_break, group)
+    with Board(store, run, rank, count, timeout=timeout, give_up=give_up) as board:
         yield Ranks(group, board)
+
+
+def _break(group: Any) -> None:
+    """Close the connections of a group: gloo does so when a transfer takes longer than it may."""
+    other = (dist.get_rank(group) + 1) % dist.get_world_size(group)
+    other = other if group is None else dist.get_global_rank(group, other)
+    if "nccl" not in str(dist.get_backend_config(group)):
+        with suppress(RuntimeError):
+            work = dist.irecv(torch.empty(1, dtype=torch.uint8), other, group)
+            assert work is not None
+            work.wait(timedelta(milliseconds=1))
 
 
 def _store(group: Any) -> tuple[Any, str]:
