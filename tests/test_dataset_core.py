@@ -254,6 +254,31 @@ def test_a_dataset_in_memory_keeps_its_ledger_in_the_cache(videos, tmp_path, mon
     assert run(videos, dest, HERE)["found"] == 9
 
 
+def test_ranks_on_two_machines_see_what_the_other_did(videos, tmp_path, monkeypatch):
+    """Their ledgers are in caches of their own, and a copy of each beside the shards."""
+    dest, told = f"memory://{tmp_path.name}", []
+    for number in range(2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine {number}"))
+        rank = RankExecutor(rank=number, world_size=2, encoder=Quick)
+        told.append(run(videos, dest, rank, settings=Settings(clip_frames=1)))
+    assert told[0]["waiting"] == told[1]["encoded"] > 0
+    assert told[1]["waiting"] == 0
+    assert told[1]["found"] == told[0]["encoded"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine 2"))
+    assert run(videos, dest, HERE, settings=Settings(clip_frames=1))["found"] == 36
+
+
+def test_a_folder_that_can_not_be_made(videos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match="can't be written"):
+        run(videos, tmp_path / "file" / "latents", HERE)
+    with pytest.raises(InputError, match="is both SOURCE and DEST"):
+        run(videos, videos, HERE)
+    with pytest.raises(MediaError, match="no such file or folder"):
+        run(videos / "nowhere", tmp_path / "latents", HERE)
+    assert not (tmp_path / "latents").exists()
+
+
 # Many rows
 
 

@@ -332,7 +332,7 @@ def test_one_file_is_read_in_one_go(videos, tmp_path, monkeypatch):
 
 def test_the_plan_says_all_and_does_nothing(videos, tmp_path, capsys):
     words = ("encode-dataset", videos, tmp_path / "latents", "--clip-frames", CLIP, "--dry-run")
-    factor = model().spatial_factor
+    factor, channels = model().spatial_factor, model().config.latent_channels
     assert run(*words, "--area", "32x32") == 0
     shown = capsys.readouterr().out
     for word in (
@@ -351,7 +351,7 @@ def test_the_plan_says_all_and_does_nothing(videos, tmp_path, capsys):
     assert told["clips"] == told["missing"] == 13
     assert told["left_out"]["unreadable"] == 4
     assert told["nbytes"] == sum(
-        count // CLIP * CLIP * 4 * (height // factor) * (width // factor) * 4 * 2
+        count // CLIP * CLIP * channels * (height // factor) * (width // factor) * 4 * 2
         for count, height, width in WHOLE.values()
     )
     assert not (tmp_path / "latents" / "shards").exists()

@@ -29,22 +29,8 @@ if TYPE_CHECKING:
     from temporal_vae.distributed.dataset.settings import Settings
     from temporal_vae.distributed.dataset.summary import Summary
 
-_OF_SETTINGS = (
-    *(
-        "clip_frames",
-        "stride",
-        "fps",
-        "pick",
-        "clips",
-        "short",
-        "multiple",
-        "dtype",
-        "latent_dtype",
-        "sample",
-    ),
-    *("background", "hdr", "damaged", "deinterlace"),
-)
-_SHOWN = 5  # reasons that are shown of what is left out
+_CUTTING = ("clip_frames", "stride", "fps", "pick", "clips", "short", "multiple")
+_STORING = ("dtype", "latent_dtype", "sample", "background", "hdr", "damaged", "deinterlace")
 
 
 @click.command("encode-dataset")
@@ -162,7 +148,7 @@ def encode_dataset(
     from temporal_vae.distributed.dataset.request import Request
     from temporal_vae.distributed.dataset.run import Run
 
-    settings = _settings(area, size, {name: options.pop(name) for name in _OF_SETTINGS})
+    settings = _settings(area, size, {name: options.pop(name) for name in (*_CUTTING, *_STORING)})
     chosen = _executor(executor, workers, address, gpus, rank, world_size, options["device"])
     request = Request(source=source, dest=dest, settings=settings, executor=chosen, **options)
     interrupts.be_careful()  # there are processes to end

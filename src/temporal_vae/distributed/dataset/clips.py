@@ -180,15 +180,25 @@ def buckets(settings: Settings, factor: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found))
 
 
-def multiple_of(settings: Settings, factor: int) -> int:
-    """Of which number the sides of buckets are multiples: by default up to 64, and less for small areas.
+def check(settings: Settings, factor: int) -> None:
+    """Whether sizes of clips go with the factor of a model.
 
     Raises:
-        InputError: one that the model's factor does not divide; or a fixed size that it does not.
+        InputError: they do not.
     """
     if settings.size is not None and any(side % factor for side in settings.size):
         width, height = settings.size
         raise InputError(f"size={width}x{height}: sides are multiples of {factor} for this model")
+    if settings.area is not None:
+        buckets(settings, factor)
+
+
+def multiple_of(settings: Settings, factor: int) -> int:
+    """Of which number the sides of buckets are multiples: by default up to 64, and less for small areas.
+
+    Raises:
+        InputError: one that the model's factor does not divide.
+    """
     if settings.multiple is not None:
         if settings.multiple % factor:
             raise InputError(f"multiple={settings.multiple}: it is a multiple of {factor} for this model")

@@ -23,9 +23,15 @@ from temporal_vae.distributed.dataset.shards import Format, ShardInfo
 from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.engine.resources import cache_folder
 from temporal_vae.errors import MediaError, file_name
+from temporal_vae.outputs import durable
 
 _VERSION = 1
 _WAIT = 60  # seconds for another process that writes
+_NAMES = "ledger*.sqlite"
+_PUBLISHED, _FETCHED = (
+    "ledgers",
+    "others",
+)  # folders of copies: beside the shards, and here those of other machines
 _TABLES = """
 CREATE TABLE shards (number INTEGER PRIMARY KEY, name TEXT, format TEXT, nbytes INTEGER, UNIQUE (name, format));
 CREATE TABLE clips (
@@ -45,6 +51,28 @@ def ledger_path(place: Place, share: Share) -> Path:
     if place.local is not None:
         return place.local / name
     return cache_folder() / "temporal-vae" / "ledgers" / digest(place.url.rstrip("/"))[:16] / name
+
+
+def fetch(place: Place, path: Path) -> None:
+    """Get what ledgers of other machines held when they were published, and this one's own where there is none here."""
+    if _is_beside(place, path):
+        return
+    for name in place.list(_PUBLISHED):
+        own = name.rpartition("/")[2] == path.name
+        target = path if own else path.parent / _FETCHED / name.rpartition("/")[2]
+        if not (own and path.exists()):
+            with durable(target) as file:
+                file.write(place.read(name))
+
+
+def publish(place: Place, path: Path) -> None:
+    """Put a copy of a ledger beside the shards, for other machines, where it is not there itself."""
+    if not _is_beside(place, path):
+        place.write(f"{_PUBLISHED}/{path.name}", path.read_bytes())
+
+
+def _is_beside(place: Place, path: Path) -> bool:
+    return place.local is not None and path.parent.resolve() == place.local.resolve()
 
 
 class Where(NamedTuple):
@@ -170,12 +198,14 @@ class Ledger:
         """What a query finds in this ledger, then in those of others."""
         with self._said():
             yield from self._base.execute(query, values)
-        for path in sorted(self._path.parent.glob("ledger*.sqlite")):
-            if path.name != self._path.name:
-                with self._said(path), closing(sqlite3.connect(path, timeout=_WAIT)) as base:
-                    (version,) = base.execute("PRAGMA user_version").fetchone()
-                    if version == _VERSION:  # 0 where it is just being made
-                        yield from base.execute(query, values)
+        folders = self._path.parent / _FETCHED, self._path.parent
+        others = {path.name: path for folder in folders for path in sorted(folder.glob(_NAMES))}
+        others.pop(self._path.name, None)
+        for path in others.values():
+            with self._said(path), closing(sqlite3.connect(path, timeout=_WAIT)) as base:
+                (version,) = base.execute("PRAGMA user_version").fetchone()
+                if version == _VERSION:  # 0 where it is just being made
+                    yield from base.execute(query, values)
 
     @contextmanager
     def _said(self, path: Path | None = None) -> Iterator[None]:

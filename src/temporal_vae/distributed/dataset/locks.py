@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.errors import InputError, file_name
+from temporal_vae.outputs import writing
 
 _DRIVER = ".driver.lock"
 _PATIENCE = 5  # seconds: ranks look for a moment whether there is a driver, one after the other
@@ -26,8 +27,10 @@ def only_driver(folder: Path, share: Share, shown: str) -> Iterator[None]:
 
     Raises:
         InputError: another run holds it.
+        MediaError: the folder can't be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     busy = InputError(
         f"{file_name(shown)}: another run is writing there; wait until it ends, or name another folder"
     )
@@ -35,10 +38,11 @@ def only_driver(folder: Path, share: Share, shown: str) -> Iterator[None]:
 
         def take(name: str, patience: float = 0) -> FileLock:
             lock = FileLock(folder / name)
-            try:
-                lock.acquire(timeout=patience)
-            except Timeout:
-                raise busy from None
+            with writing(folder / name):
+                try:
+                    lock.acquire(timeout=patience)
+                except Timeout:
+                    raise busy from None
             held.callback(lock.release)
             return lock
 

@@ -190,7 +190,7 @@ def plan_of(
     Raises:
         InputError: settings that do not go with the model.
     """
-    clips.multiple_of(settings, model.factor)
+    clips.check(settings, model.factor)
     recipe = recipe_of(settings, model.digest)
     tasks: dict[str, ClipTask] = {}
     listed: list[Listed] = []

@@ -23,9 +23,9 @@ class Progress:
 
     Attributes:
         phase: `probe`, when it reads through what it does not know, or `encode`.
-        done: files or clips, those that were done before not counted.
+        done: files or clips that are over; those that were done before are not counted.
         total: alike.
-        failed: of those done.
+        failed: how many of those could not be done.
         video_seconds: of the clips done.
         seconds: since the phase began.
     """
@@ -123,7 +123,7 @@ class Tally:
         """How far it is."""
         return Progress(
             phase="encode",
-            done=len(self.done),
+            done=len(self.done) + len(self.failed),
             total=len(self._tasks),
             failed=len(self.failed),
             video_seconds=self._video_seconds,

@@ -17,11 +17,12 @@ from typing_extensions import Unpack
 from temporal_vae.amounts import parse_memory
 from temporal_vae.autoencoders.loading import load_named
 from temporal_vae.distributed.dataset.adoption import clean, reconcile
+from temporal_vae.distributed.dataset.clips import check
 from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Job, ModelSpec
 from temporal_vae.distributed.dataset.executors.local import LocalExecutor, cores, default_workers
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.identity import home_of, model_digest
-from temporal_vae.distributed.dataset.ledger import Ledger, ledger_path
+from temporal_vae.distributed.dataset.ledger import Ledger, fetch, ledger_path, publish
 from temporal_vae.distributed.dataset.locks import only_driver
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.planning import DatasetPlan, LeftOut, ModelFacts, plan_of
@@ -29,7 +30,7 @@ from temporal_vae.distributed.dataset.request import How, Progress, Request, Tal
 from temporal_vae.distributed.dataset.settings import Settings, digest
 from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
 from temporal_vae.distributed.dataset.share import Share
-from temporal_vae.distributed.dataset.sources import rows_of
+from temporal_vae.distributed.dataset.sources import Listing, rows_of
 from temporal_vae.distributed.dataset.summary import (
     Summary,
     count,
@@ -104,14 +105,17 @@ class Run:
         self._share = self._executor.share if isinstance(self._executor, RankExecutor) else Share()
         need_pyarrow("encode-dataset")
         self._place = open_place(request.dest)
-        path = request.ledger or ledger_path(self._place, self._share)
+        listing = rows_of(request.source, without=self._place.local)
+        self._path = path = request.ledger or ledger_path(self._place, self._share)
         with ExitStack() as held:
             held.enter_context(only_driver(path.parent, self._share, str(request.dest)))
+            fetch(self._place, path)
             self._ledger = held.enter_context(Ledger(path))
             if request.retry_quarantined:
                 self._ledger.forget_failures()
             self._identity, facts = self._load_model()
-            self.plan = self._plan(facts)
+            check(request.settings, facts.factor)
+            self.plan = self._plan(listing, facts)
             clean(self._place, request.format)
             self._reconcile()
             self.missing = self._missing()
@@ -159,9 +163,8 @@ class Run:
         )
         return identity, facts
 
-    def _plan(self, model: ModelFacts) -> DatasetPlan:
+    def _plan(self, listing: Listing, model: ModelFacts) -> DatasetPlan:
         request, began = self._request, monotonic()
-        listing = rows_of(request.source, without=self._place.local)
 
         def told(done: int, total: int) -> None:
             self._watch(Progress(phase="probe", done=done, total=total, seconds=monotonic() - began))
@@ -237,6 +240,8 @@ class Run:
     def _finish(self, now: Progress) -> Summary:
         """Write what is beside the shards, if there is nothing left to be encoded by others."""
         request, plan, place = self._request, self.plan, self._place
+        publish(place, self._path)
+        fetch(place, self._path)
         committed, left_out = self._ledger.committed(request.format), self._left_out()
         failed = {each.identity for each in left_out}
         waiting = sum(1 for identity in plan.clips if identity not in committed and identity not in failed)
@@ -245,6 +250,7 @@ class Run:
                 f"{waiting} clips came back neither done nor failed; run again, and report it"
             )
         there = len(plan.clips) - waiting - count(left_out)["failed"]
+        encoded = now.done - now.failed
         summary = Summary(
             source=str(request.source),
             dest=str(request.dest),
@@ -254,17 +260,18 @@ class Run:
             videos=plan.videos,
             clips=len(plan.clips),
             duplicates=plan.duplicates,
-            encoded=now.done,
-            found=there - now.done,
+            encoded=encoded,
+            found=there - encoded,
             waiting=waiting,
             left_out=count(left_out),
             passed_over=plan.passed_over,
             tail_frames=plan.tail_frames,
+            remarks=[remark for each in plan.remarks.values() for remark in each],
             video_seconds=float(plan.seconds),
             nbytes=self._ledger.nbytes(request.format),
             seconds=monotonic() - self._began,
-            clips_per_second=now.done / now.seconds if now.done else 0.0,
-            video_seconds_per_second=now.video_seconds / now.seconds if now.done else 0.0,
+            clips_per_second=encoded / now.seconds if encoded else 0.0,
+            video_seconds_per_second=now.video_seconds / now.seconds if encoded else 0.0,
         )
         if not waiting:
             write_indices(place, plan, request.format, committed)

@@ -90,6 +90,10 @@ def printable(path: str) -> str:
 
 def _folder(path: str, written: str, without: Path | None) -> Listing:
     left_out = os.path.join(os.path.realpath(without), "") if without is not None else None
+    if left_out == os.path.join(os.path.realpath(path), ""):
+        raise InputError(
+            f"{file_name(written)}: is both SOURCE and DEST; name another folder for the latents"
+        )
 
     def is_listed(file: str) -> bool:
         return left_out is None or not os.path.realpath(file).startswith(left_out)

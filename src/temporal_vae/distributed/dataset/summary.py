@@ -42,6 +42,7 @@ class Summary:
         left_out: how many of each kind of `planning.KINDS`: rows, and of `failed` clips.
         passed_over: files of a folder that are no videos by their names.
         tail_frames: frames behind the last whole clips, which are in none.
+        remarks: what readers had to say, such as how many frames of a damaged file that was kept are lost.
         video_seconds: of all clips of the plan.
         nbytes: of all shards in the folder.
         seconds: that the run took, planning included.
@@ -62,6 +63,7 @@ class Summary:
     left_out: dict[str, int]
     passed_over: int
     tail_frames: int
+    remarks: list[str]
     video_seconds: float
     nbytes: int
     seconds: float
