@@ -76,7 +76,7 @@ def rows_of(source: str | Path, *, without: Path | None = None) -> Listing:
         if Path(file).suffix.lower() in {*MANIFEST_SUFFIXES, PARQUET}:
             rows += _manifest(Path(file))
         else:
-            shown = written if file == path else os.path.relpath(file)
+            shown = file if os.path.isabs(os.path.expanduser(written)) else os.path.relpath(file)
             rows.append(Row(path=file, source=printable(shown)))
     if not rows:
         raise MediaError(f"{file_name(written)}: names no video; write a pattern or a manifest that does")
