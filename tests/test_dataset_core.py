@@ -6,6 +6,7 @@ import os
 import time
 from fractions import Fraction
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from fake_encoders import DiesAtStart, DiesOnce, DiesOver, FailsAtStart, Quick, Unforeseen
@@ -116,6 +117,21 @@ def test_ranks_share_the_clips_and_the_last_leaves_the_index(videos, tmp_path):
     assert run(videos, tmp_path, HERE)["encoded"] == 0
 
 
+def test_ranks_of_a_launcher_wait_for_each_other(videos, tmp_path):
+    """It ends all of them when the first says that something was left out."""
+    first, second = (
+        RankExecutor(rank=number, world_size=2, encoder=Quick, together=not number) for number in range(2)
+    )
+    settings, told = Settings(clip_frames=1), {}
+    other = Thread(target=lambda: told.update(run(videos, tmp_path, first, settings=settings)))
+    other.start()
+    other.join(timeout=3)
+    assert other.is_alive()
+    assert run(videos, tmp_path, second, settings=settings)["waiting"] == 0
+    other.join(timeout=30)
+    assert told["waiting"] == 0
+
+
 def test_ranks_read_each_video_once(videos, tmp_path, monkeypatch):
     asked: list[str] = []
 
@@ -134,7 +150,7 @@ def test_torchrun_tells_the_rank(monkeypatch):
     assert rank_of_launcher() is None
     for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert rank_of_launcher() == RankExecutor(rank=2, world_size=3, local_rank=1)
+    assert rank_of_launcher() == RankExecutor(rank=2, world_size=3, local_rank=1, together=True)
     with pytest.raises(InputError, match="ranks count from 0"):
         RankExecutor(rank=3, world_size=3)
 

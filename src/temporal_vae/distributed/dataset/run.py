@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from math import ceil
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from typing_extensions import Unpack
 
@@ -22,7 +22,7 @@ from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Job, Mod
 from temporal_vae.distributed.dataset.executors.local import LocalExecutor, cores, default_workers
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.identity import home_of, model_digest
-from temporal_vae.distributed.dataset.ledger import Ledger, fetch, ledger_path, publish
+from temporal_vae.distributed.dataset.ledger import Ledger, Where, fetch, ledger_path, publish
 from temporal_vae.distributed.dataset.locks import only_driver
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.planning import DatasetPlan, LeftOut, ModelFacts, plan_of
@@ -43,6 +43,7 @@ from temporal_vae.distributed.dataset.survey import survey
 from temporal_vae.errors import MediaError, TemporalVaeError
 from temporal_vae.video.latents import ModelIdentity
 
+_LOOKING_EVERY = 0.5  # seconds: whether other ranks are done
 _BATCHES_EACH = 2  # for each worker at least, as long as there is a clip for each
 
 
@@ -226,6 +227,13 @@ class Run:
             memory_limit=None if request.memory_limit is None else parse_memory(request.memory_limit),
         )
 
+    def _outcome(self) -> tuple[dict[str, Where], list[LeftOut], int]:
+        """Clips that are done, what is left out, and how many clips are neither."""
+        fetch(self._place, self._path)
+        committed, left_out = self._ledger.committed(self._request.format), self._left_out()
+        over = committed.keys() | {each.identity for each in left_out}
+        return committed, left_out, sum(identity not in over for identity in self.plan.clips)
+
     def _left_out(self) -> list[LeftOut]:
         """Rows without clips, and clips that failed and are not done."""
         plan, done = self.plan, self._ledger.committed(self._request.format)
@@ -241,14 +249,14 @@ class Run:
         """Write what is beside the shards, if there is nothing left to be encoded by others."""
         request, plan, place = self._request, self.plan, self._place
         publish(place, self._path)
-        fetch(place, self._path)
-        committed, left_out = self._ledger.committed(request.format), self._left_out()
-        failed = {each.identity for each in left_out}
-        waiting = sum(1 for identity in plan.clips if identity not in committed and identity not in failed)
+        committed, left_out, waiting = self._outcome()
         if waiting and self._share.ranks == 1:
             raise TemporalVaeError(
                 f"{waiting} clips came back neither done nor failed; run again, and report it"
             )
+        while waiting and getattr(self._executor, "together", False):
+            sleep(_LOOKING_EVERY)
+            committed, left_out, waiting = self._outcome()
         there = len(plan.clips) - waiting - count(left_out)["failed"]
         encoded = now.done - now.failed
         summary = Summary(

@@ -20,6 +20,8 @@ class RankExecutor:
         rank: of this process, from 0 on.
         world_size: how many ranks there are.
         local_rank: of this process on its machine, where GPUs are taken in turn.
+        together: the ranks run at the same time, and each waits at the end until all are done. A launcher that ends all
+            ranks as soon as one of them ends with another code than 0 asks for that.
         encoder: made once.
 
     Raises:
@@ -29,6 +31,7 @@ class RankExecutor:
     rank: int
     world_size: int
     local_rank: int = 0
+    together: bool = False
     encoder: MakeEncoder = make_encoder
     workers: int = 1
 
@@ -58,4 +61,5 @@ def rank_of_launcher() -> RankExecutor | None:
     if not world_size.isdigit() or int(world_size) < 2 or "RANK" not in os.environ:
         return None
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    return RankExecutor(rank=int(os.environ["RANK"]), world_size=int(world_size), local_rank=local)
+    rank = int(os.environ["RANK"])
+    return RankExecutor(rank=rank, world_size=int(world_size), local_rank=local, together=True)
