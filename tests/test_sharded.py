@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.command_line import run as run_command
 from tests.processes import Processes
 
 from temporal_vae import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -87,10 +89,15 @@ def ranks() -> Iterator[Processes]:
         yield started
 
 
-@pytest.mark.parametrize("limited", [False, True])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("clips", "frames"), [(1, 7), (1, 1), (1, 2), (3, 5), (4, 2), (2, 3)])
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+CASES = [
+    (count, clips, frames, torch.float32, limited)
+    for count in (1, 2, 3, 4)
+    for clips, frames in ((1, 7), (1, 1), (1, 2), (3, 5), (2, 3))
+    for limited in (False, True)
+] + [(count, 1, 7, torch.bfloat16, False) for count in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("count", "clips", "frames", "dtype", "limited"), CASES)
 def test_the_frames_are_those_of_one_process(ranks, count, clips, frames, dtype, limited, monkeypatch):
     monkeypatch.setenv("TEMPORAL_VAE_ENGINE", "always")
     vae, z = model(dtype), latents(clips * frames, dtype)
@@ -194,6 +201,21 @@ def test_shares_cover_every_frame_once():
                     number for own in shares(clips, frames, count) for one in own for number in one.frames
                 ]
                 assert sorted(found) == list(range(clips * frames))
+
+
+def test_those_at_the_ends_of_a_clip_get_more_frames():
+    assert [len(own[0].frames) for own in shares(1, 26, 4)] == [7, 6, 6, 7]
+    assert [len(own[0].frames) for own in shares(1, 7, 3)] == [3, 2, 2]
+
+
+def test_a_plan_of_ranks_is_printed(capsys):
+    words = ("plan", "--frames", 25, "--size", "64x96", "--ranks", 4, "--clips", 5)
+    assert run_command(*words) == 0
+    assert "100-106" in capsys.readouterr().out
+    assert run_command(*words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["ranks"]
+    assert [rank["frames"] for rank in found][3] == [[75, 100], [119, 125]]
+    assert sum(rank["sent"] for rank in found) == sum(rank["received"] for rank in found) > 0
 
 
 def test_whole_clips_come_before_shared_ones():

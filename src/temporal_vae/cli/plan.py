@@ -12,6 +12,7 @@ import click
 from temporal_vae import engine
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import DTYPES, PictureType, json_option, memory_option
+from temporal_vae.distributed.clip.plans import ShardedPlan, plan_ranks
 from temporal_vae.engine import DEVICES, Network
 from temporal_vae.errors import CheckpointError, ConfigError
 
@@ -62,6 +63,12 @@ _EMBEDDED = Path(__file__).parents[1] / "checkpoints" / "embedded"
 @click.option(
     "--threads", type=click.IntRange(min=1), help="To compute with. Default: all cores; two streams of a GPU."
 )
+@click.option(
+    "--ranks", type=click.IntRange(min=1), help="How many processes share the work, as under torchrun."
+)
+@click.option(
+    "--clips", type=click.IntRange(min=1), default=1, show_default=True, help="How many clips there are."
+)
 @json_option
 def plan(
     frames: int | None,
@@ -73,31 +80,37 @@ def plan(
     dtype: str,
     device: str,
     threads: int | None,
+    ranks: int | None,
+    clips: int,
     as_json: bool,
 ) -> None:
     """Show what a clip or picture takes within limits.
 
-    The peak is what the process takes at most above the loaded model. A limit below the last rung is refused.
+    The peak is what the process takes at most above the loaded model. A limit below the last rung is refused. With
+    --ranks: what each of several processes takes, sends and receives.
     """
     network = _network(model, subfolder)
     if frames is None and network.temporal:
         raise click.UsageError("Missing option '--frames': this model decodes clips as a whole.")
-    made = engine.plan(
-        task,
-        network,
-        num_frames=frames or 1,
-        height=size[0],
-        width=size[1],
-        dtype=dtype,
-        device=device,
-        memory_limit=memory_limit,
-        workers=threads or (2 if device == "cuda" else None),
-    )
+    asked: dict[str, Any] = {"num_frames": frames or 1, "height": size[0], "width": size[1], "dtype": dtype}
+    asked |= {"device": device, "memory_limit": memory_limit}
+    asked["workers"] = threads or (2 if device == "cuda" else None)
+    if ranks is not None:
+        _show_ranks(plan_ranks(task, network, ranks=ranks, clips=clips, **asked), model, as_json=as_json)
+        return
+    made = engine.plan(task, network, clips=clips, **asked)
     if as_json:
         found = {"model": model, **asdict(made)}
         for level in found["levels"]:
             del level["steps"]
         print_json(found)
+    else:
+        click.echo(str(made))
+
+
+def _show_ranks(made: ShardedPlan, model: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": model, "task": made.task, "ranks": [rank.to_dict() for rank in made.ranks]})
     else:
         click.echo(str(made))
 

@@ -13,6 +13,7 @@ that share a clip tell each other is counted in `parts.py` and sent by `shared.p
 
 from typing import TYPE_CHECKING
 
+from temporal_vae.engine.geometry import ITEMSIZE
 from temporal_vae.engine.networks import FLUX, FLUX2, SD, SVD, Network
 from temporal_vae.engine.parts import Part
 from temporal_vae.engine.planned import Offer, Plan, readable
@@ -33,6 +34,7 @@ __all__ = [
     "DTYPES",
     "FLUX",
     "FLUX2",
+    "ITEMSIZE",
     "SD",
     "SVD",
     "Listener",

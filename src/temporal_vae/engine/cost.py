@@ -30,7 +30,7 @@ from temporal_vae.engine.geometry import (
     scratch_bytes,
     sums_bytes,
 )
-from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SLACK, TEMPORARIES
+from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SHARING, SLACK, TEMPORARIES
 from temporal_vae.engine.parts import CHUNK_BYTES, Part
 from temporal_vae.engine.planned import Cost
 from temporal_vae.engine.schedule import (
@@ -174,7 +174,7 @@ class Workload:
             work, again = work + cost.work, again + cost.again
         tensors = written + alive + self._work_memory(scratch, weights + sums)
         return Cost(
-            peak=int(tensors * SLACK) + FIRST_USE[self.arithmetic],
+            peak=int(tensors * SLACK) + FIRST_USE[self.arithmetic] + SHARING * (self.part is not None),
             alive=alive,
             scratch=scratch,
             weights=weights,

@@ -11,6 +11,7 @@ from temporal_vae.engine.geometry import ANSWERED, ITEMSIZE, QUERIES, VECTOR, at
 MIB = 2**20
 FIRST_USE = {"float32": 108 * MIB, "int16": 116 * MIB, "bfloat16": 72 * MIB, "torch": 136 * MIB}
 """What libraries take when they are first used, by arithmetic: a compiler, kernels, caches of allocators."""
+SHARING = 12 * MIB  # of a rank that shares a clip: connections, threads that wait, and more kinds of kernels
 PER_WORKER = 2 * MIB  # of each thread: its stack and its share of the allocator
 SLACK = 1.01  # of what tensors need, for pages and allocators
 TEMPORARIES = 8  # strips that torch holds per worker where its own operations do the work

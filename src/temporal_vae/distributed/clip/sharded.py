@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,61 +19,12 @@ from torch import Tensor
 from temporal_vae import engine
 from temporal_vae.amounts import MemoryLimit, parse_memory
 from temporal_vae.autoencoders.base import Autoencoder
+from temporal_vae.distributed.clip.plans import ShardedPlan, plan_ranks
 from temporal_vae.distributed.clip.ranks import TIMEOUT, Ranks, together
-from temporal_vae.distributed.clip.shares import Share, evenly, shares
-from temporal_vae.engine import Plan, readable
-from temporal_vae.errors import InputError
+from temporal_vae.distributed.clip.shares import Share, spread
 from temporal_vae.model.checks import channels_into, check_frames, check_latents
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankPlan:
-    """What one rank does.
-
-    Attributes:
-        frames: numbers of the frames that it computes, in the order in which it holds them.
-        plans: how, one for each go.
-        sent, received: bytes, while it computes.
-        gathered: bytes that it sends when the results are gathered.
-    """
-
-    frames: tuple[range, ...]
-    plans: tuple[Plan, ...]
-    sent: int
-    received: int
-    gathered: int
-
-    @property
-    def peak(self) -> int:
-        """Bytes above the loaded model."""
-        return max((plan.peak for plan in self.plans), default=0)
-
-    @property
-    def work(self) -> int:
-        """Multiply-adds."""
-        return sum(plan.work for plan in self.plans)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardedPlan:
-    """How ranks share a batch. `print(plan)` shows it."""
-
-    task: engine.Task
-    ranks: tuple[RankPlan, ...]
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.task} on {len(self.ranks)} ranks",
-            f"  {'rank':>4}  {'frames':16} {'peak':>10} {'sent':>10} {'received':>10} {'gathering':>10}",
-        ]
-        for number, rank in enumerate(self.ranks):
-            frames = ", ".join(f"{span.start}-{span.stop - 1}" for span in rank.frames) or "idle"
-            amounts = (rank.peak, rank.sent, rank.received, rank.gathered)
-            columns = " ".join(f"{readable(amount) if amount else '-':>10}" for amount in amounts)
-            lines.append(f"  {number:>4}  {frames:16} {columns}")
-        return "\n".join(lines)
 
 
 def plan_sharded(
@@ -104,36 +54,12 @@ def plan_sharded(
         InputError: a size that no latents have, or a count below 1.
         MemoryLimitError: a limit that is too small for one of the ranks.
     """
-    if ranks < 1:
-        raise InputError(f"ranks={ranks}: at least 1")
-    like, limit = next(vae.parameters()), vae._limit(memory_limit)
-    size = {"height": height, "width": width, "memory_limit": limit}
-    over_time = task == "decode" and vae.network.temporal
-
-    def planned(share: Share) -> Plan:
-        if share.part is not None:
-            return engine.plan_like(task, vae.network, like, num_frames=num_frames, part=share.part, **size)
-        count = len(share.frames)
-        length = (
-            {"num_frames": num_frames, "clips": count // num_frames} if over_time else {"num_frames": count}
-        )
-        return engine.plan_like(task, vae.network, like, **length, **size)
-
-    found = []
-    for own in spread_of(vae, task, clips * num_frames, num_frames, ranks):
-        plans = tuple(planned(share) for share in own)
-        count = sum(len(share.frames) for share in own)
-        of_frame = _values_of_result(vae, task, height, width) * like.element_size()
-        found.append(
-            RankPlan(
-                frames=tuple(share.frames for share in own),
-                plans=plans,
-                sent=sum(plan.sent for plan in plans),
-                received=sum(plan.received for plan in plans),
-                gathered=count * of_frame * (ranks - 1),
-            )
-        )
-    return ShardedPlan(task=task, ranks=tuple(found))
+    like, cpu = next(vae.parameters()), vae.device.type == "cpu"
+    return plan_ranks(
+        task, vae.network, ranks=ranks, num_frames=num_frames, height=height, width=width, clips=clips,
+        dtype=str(like.dtype).removeprefix("torch."), device=vae.device.type,
+        memory_limit=vae._limit(memory_limit), workers=torch.get_num_threads() if cpu else 2,
+    )  # fmt: skip
 
 
 def decode_sharded(
@@ -177,9 +103,9 @@ def decode_sharded(
     with together(group, timeout=timeout) as ranks, torch.no_grad():
         _agree(ranks, vae, z, {"num_frames": num_frames, "memory_limit": memory_limit})
         limit = limit_of_all(vae, ranks, memory_limit, num_frames=num_frames, **size)
-        spread = spread_of(vae, "decode", len(z), num_frames, ranks.count)
-        _say_idle(spread, len(z))
-        own = spread[ranks.rank]
+        found = spread("decode", vae.network, len(z), num_frames, ranks.count)
+        _say_idle(found, len(z))
+        own = found[ranks.rank]
         with ranks.working():
             parts = [z[share.frames.start : share.frames.stop] for share in own]
             results = [
@@ -187,7 +113,7 @@ def decode_sharded(
                 for share, part in zip(own, parts, strict=True)
             ]
         frames = _joined(results, z, (vae.config.out_channels, size["height"], size["width"]))
-        return _gathered(ranks, frames, spread, len(z)) if gather else frames
+        return _gathered(ranks, frames, found, len(z)) if gather else frames
 
 
 def encode_sharded(
@@ -222,17 +148,17 @@ def encode_sharded(
         limit = limit_of_all(
             vae, ranks, memory_limit, task="encode", num_frames=len(x), height=height, width=width
         )
-        spread = spread_of(vae, "encode", len(x), 1, ranks.count)
-        _say_idle(spread, len(x))
+        found = spread("encode", vae.network, len(x), 1, ranks.count)
+        _say_idle(found, len(x))
         results = []
         with ranks.working():
-            for share in spread[ranks.rank]:
+            for share in found[ranks.rank]:
                 frames = x[share.frames.start : share.frames.stop]
                 results.append(vae.encode(frames, memory_limit=limit).latent_dist.parameters)
         factor = vae.spatial_factor
         moments = _joined(results, x, (2 * vae.config.latent_channels, height // factor, width // factor))
         if gather:
-            moments = _gathered(ranks, moments, spread, len(x))
+            moments = _gathered(ranks, moments, found, len(x))
     return DiagonalGaussianDistribution(moments)
 
 
@@ -266,20 +192,11 @@ def limit_of_all(vae: Autoencoder, ranks: Ranks, memory_limit: MemoryLimit, **si
     return max(free, least)
 
 
-def spread_of(
-    vae: Autoencoder, task: engine.Task, count: int, num_frames: int, ranks: int
-) -> list[list[Share]]:
-    """What each rank computes of a batch of `count` frames."""
-    if task == "decode" and vae.network.temporal:
-        return shares(count // num_frames, num_frames, ranks)
-    return [[Share(frames=span)] if span else [] for span in evenly(count, ranks)]
-
-
-def _say_idle(spread: list[list[Share]], count: int) -> None:
+def _say_idle(shares: list[list[Share]], count: int) -> None:
     """Tell of ranks that have nothing to do."""
-    idle = [str(rank) for rank, own in enumerate(spread) if not own]
+    idle = [str(rank) for rank, own in enumerate(shares) if not own]
     if idle:
-        logger.warning("%d ranks for %d frames: idle are ranks %s", len(spread), count, ", ".join(idle))
+        logger.warning("%d ranks for %d frames: idle are ranks %s", len(shares), count, ", ".join(idle))
 
 
 def agree_on_model(ranks: Ranks, vae: Autoencoder, asked: dict[str, Any]) -> None:
@@ -304,27 +221,19 @@ def _joined(results: Sequence[Tensor], like: Tensor, shape: tuple[int, ...]) -> 
     return torch.cat(list(results)) if results else like.new_empty((0, *shape))
 
 
-def _gathered(ranks: Ranks, own: Tensor, spread: list[list[Share]], count: int) -> Tensor:
+def _gathered(ranks: Ranks, own: Tensor, shares: list[list[Share]], count: int) -> Tensor:
     """The results of all ranks, in the order of the batch."""
     result = own.new_empty((count, *own.shape[1:]))
     own, at = own.contiguous(), 0
     sent: list[tuple[int, Tensor]] = []
     received: list[tuple[int, Tensor]] = []
-    for share in spread[ranks.rank]:
+    for share in shares[ranks.rank]:
         frames = own[at : at + len(share.frames)]
         result[share.frames.start : share.frames.stop] = frames
         sent += [(rank, frames) for rank in range(ranks.count) if rank != ranks.rank]
         at += len(frames)
-    for rank, theirs in enumerate(spread):
+    for rank, theirs in enumerate(shares):
         if rank != ranks.rank:
             received += [(rank, result[share.frames.start : share.frames.stop]) for share in theirs]
     ranks.exchange(sent, received)()
     return result
-
-
-def _values_of_result(vae: Autoencoder, task: engine.Task, height: int, width: int) -> int:
-    """Values of a frame, or of the moments of its latents."""
-    if task == "decode":
-        return int(vae.config.out_channels) * height * width
-    factor = vae.spatial_factor
-    return 2 * int(vae.config.latent_channels) * (height // factor) * (width // factor)

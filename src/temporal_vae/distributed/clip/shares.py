@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from temporal_vae.engine import Part
+from temporal_vae.engine import Network, Part, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,28 @@ def shares(clips: int, num_frames: int, ranks: int) -> list[list[Share]]:
         if together == 1:
             found[members[0]].append(Share(frames=range(first, first + num_frames)))
             continue
-        counts = tuple(len(span) for span in evenly(num_frames, together))
+        counts = _lengths(num_frames, together)
         for position, rank in enumerate(members):
             part = Part(counts=counts, rank=position)
             own = part.span()
             frames = range(first + own.start, first + own.stop)
             found[rank].append(Share(frames=frames, part=part, ranks=members))
     return found
+
+
+def _lengths(frames: int, ranks: int) -> tuple[int, ...]:
+    """How many frames each rank takes of a clip: nearly equal; those at its ends, which have one neighbour, get more."""
+    least, more = divmod(frames, ranks)
+    order = sorted(range(ranks), key=lambda rank: min(rank, ranks - 1 - rank))
+    longer = set(order[:more])
+    return tuple(least + (rank in longer) for rank in range(ranks))
+
+
+def spread(task: Task, network: Network, count: int, num_frames: int, ranks: int) -> list[list[Share]]:
+    """What each rank computes of a batch of `count` frames, in clips of `num_frames` where the task sees clips."""
+    if task == "decode" and network.temporal:
+        return shares(count // num_frames, num_frames, ranks)
+    return [[Share(frames=span)] if span else [] for span in evenly(count, ranks)]
 
 
 def evenly(count: int, parts: int) -> list[range]:

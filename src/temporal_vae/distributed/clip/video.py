@@ -19,8 +19,8 @@ from temporal_vae import engine
 from temporal_vae.amounts import MemoryLimit
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.distributed.clip.ranks import Message, Ranks
-from temporal_vae.distributed.clip.sharded import agree_on_model, decode_share, limit_of_all, spread_of
-from temporal_vae.distributed.clip.shares import Share
+from temporal_vae.distributed.clip.sharded import agree_on_model, decode_share, limit_of_all
+from temporal_vae.distributed.clip.shares import Share, spread
 from temporal_vae.media.frames import Frames, crop_to, pad_to_multiple
 from temporal_vae.video.coder import Coder, to_frames, to_tensor
 from temporal_vae.video.work import Progress
@@ -101,10 +101,10 @@ class ShardedCoder(Coder):
             "size": list(self._shown),
         }
         _tell(self._ranks, header)
-        spread = self._spread(task, len(batch), num_frames)
-        others = [(rank, share) for rank, own in enumerate(spread) if rank != LEADER for share in own]
+        shares = self._spread(task, len(batch), num_frames)
+        others = [(rank, share) for rank, own in enumerate(shares) if rank != LEADER for share in own]
         self._ranks.exchange([(rank, _cut(batch, share)) for rank, share in others], [])()
-        own = spread[LEADER]
+        own = shares[LEADER]
         parts = [_cut(batch, share) for share in own]
         results = self._compute(task, own, parts, num_frames, batch.shape, work)
         found = results[0].new_empty((len(batch), *results[0].shape[1:]))
@@ -149,7 +149,7 @@ class ShardedCoder(Coder):
         return torch.from_numpy(crop_to(to_frames(frames), *self._shown).copy())
 
     def _spread(self, task: engine.Task, count: int, num_frames: int) -> list[list[Share]]:
-        return spread_of(self._vae, task, count, num_frames, self._ranks.count)
+        return spread(task, self._vae.network, count, num_frames, self._ranks.count)
 
 
 def begin(vae: Autoencoder, ranks: Ranks, memory_limit: MemoryLimit) -> None:
