@@ -224,6 +224,7 @@ def test_whole_clips_come_before_shared_ones():
     assert [one.frames for one in second] == [range(4, 8), range(10, 12)]
     assert [one.part is None for one in first] == [True, False]
     assert [[one.ranks for one in own] for own in shares(2, 4, 4)] == [[(0, 1)], [(0, 1)], [(2, 3)], [(2, 3)]]
+    assert [len(own) for own in shares(2, 4, 3)] == [1, 1, 0]
 
 
 def test_without_ranks_it_is_said():

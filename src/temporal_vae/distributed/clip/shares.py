@@ -20,34 +20,31 @@ class Share:
 def shares(clips: int, num_frames: int, ranks: int) -> list[list[Share]]:
     """What each rank computes of clips of `num_frames` frames; of pictures, where that is 1.
 
-    Whole clips are spread first. Of those that are left, each is shared by as many ranks as there are for it: by all,
-    one clip after the other, where they cannot be divided among the clips. A rank has a frame at least, so that some
-    ranks may have nothing to do.
+    Whole clips are spread first. Of those that are left, each is given to as many ranks as there are for it, one at
+    least and none without a frame, so that some ranks may have nothing to do: to share every clip with all would take
+    more communication than it saves.
     """
     each, left = divmod(clips, ranks)
     found: list[list[Share]] = [[] for _ in range(ranks)]
     for rank in range(ranks):
         if each:
             found[rank].append(Share(frames=range(rank * each * num_frames, (rank + 1) * each * num_frames)))
-    together = ranks // left if left and ranks % left == 0 else ranks
-    together = min(together, num_frames)
+    together = min(ranks // left, num_frames) if left else 0
     for index in range(left):
         first = (each * ranks + index) * num_frames
-        members = tuple((index * together + position) % ranks for position in range(together))
-        if together == 1:
-            found[members[0]].append(Share(frames=range(first, first + num_frames)))
-            continue
-        counts = _lengths(num_frames, together)
+        members = tuple(range(index * together, (index + 1) * together))
         for position, rank in enumerate(members):
-            part = Part(counts=counts, rank=position)
+            part = Part(counts=_lengths(num_frames, together), rank=position)
             own = part.span()
             frames = range(first + own.start, first + own.stop)
-            found[rank].append(Share(frames=frames, part=part, ranks=members))
+            found[rank].append(
+                Share(frames=frames, part=part, ranks=members) if together > 1 else Share(frames=frames)
+            )
     return found
 
 
 def _lengths(frames: int, ranks: int) -> tuple[int, ...]:
-    """How many frames each rank takes of a clip: nearly equal; those at its ends, which have one neighbour, get more."""
+    """How many frames each rank takes of a clip: nearly equal; at its ends, where ranks have one neighbour, more."""
     least, more = divmod(frames, ranks)
     order = sorted(range(ranks), key=lambda rank: min(rank, ranks - 1 - rank))
     longer = set(order[:more])
