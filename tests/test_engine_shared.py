@@ -1,5 +1,6 @@
 """A clip that ranks share gives the pixels of one that is decoded whole: ranks are threads here."""
 
+import threading
 from copy import deepcopy
 from functools import cache
 
@@ -8,7 +9,7 @@ import torch
 from tests.ranks import ThreadPeers, on_ranks
 
 from temporal_vae import engine
-from temporal_vae.engine import Part
+from temporal_vae.engine import Part, passes
 from temporal_vae.engine.networks import Network
 from temporal_vae.engine.parts import Transfer
 from temporal_vae.engine.trust import _filled, _part
@@ -140,3 +141,36 @@ def test_who_sends_what_to_whom():
     far = Part(counts=(1, 1, 3), rank=2)
     assert far.transfers(2)[0] == Transfer(rank=0, sent=range(2, 3), received=range(1))
     assert Part(counts=(4,), rank=0).transfers(2) == []
+
+
+def test_frames_travel_while_others_are_computed(monkeypatch):
+    events: list[tuple[int, str]] = []
+
+    def logged(name: str) -> None:
+        call = getattr(passes, name)
+
+        def log(*given, **named):
+            events.append((threading.get_ident(), name))
+            return call(*given, **named)
+
+        monkeypatch.setattr(passes, name, log)
+
+    logged("convolve")
+    logged("convolve_over_time")
+    exchange = ThreadPeers.exchange
+
+    def told(peers, *messages):
+        events.append((threading.get_ident(), "exchange"))
+        return exchange(peers, *messages)
+
+    monkeypatch.setattr(ThreadPeers, "exchange", told)
+    z = torch.randn(16, 4, 40, 48, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([frames for frames, _ in shared(decoder(), z, (16,))])
+    events.clear()
+    frames = torch.cat([frames for frames, _ in shared(decoder(), z, (8, 8))])
+    assert off(frames, expected) <= 2e-5
+    for thread in {thread for thread, _ in events}:
+        names = " ".join(name for one, name in events if one == thread)
+        blocks = names.split("convolve_over_time exchange exchange convolve_over_time")
+        assert len(blocks) > 6
+        assert sum("exchange convolve " in block for block in blocks) > 3  # where frames come in groups
