@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -126,12 +127,13 @@ def test_an_array_of_slurm(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed; pip install 'temporal-vae[ray]'")
-def test_a_cluster(folder):
+def test_a_cluster(folder, monkeypatch):
     port = free_port()
-    commands = (
-        block("ray start").replace("--port 6379", f"--port {port}").replace("head:6379", f"127.0.0.1:{port}")
-    )
-    head, other, encode = commands.splitlines()
+    commands = block("ray start").replace("6379", str(port)).replace("head:", "127.0.0.1:")
+    mode, token, head, other, encode = (line.partition(" #")[0] for line in commands.splitlines())
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv(*mode.removeprefix("export ").strip().split("="))
+    shell(folder, token)
     small = "--block --num-cpus 1 --object-store-memory 80000000"
     with started(f"{head} {small} --include-dashboard=false", port), started(f"{other} {small}", port):
         shell(folder, encode)
@@ -141,8 +143,6 @@ def test_a_cluster(folder):
 @contextlib.contextmanager
 def started(command: str, port: int) -> Iterator[None]:
     """A machine of a cluster, as long as the block lasts."""
-    import socket
-
     program, *words = command.split()
     with subprocess.Popen(
         [str(Path(sys.executable).parent / program), *words],

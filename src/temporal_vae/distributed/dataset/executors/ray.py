@@ -286,7 +286,10 @@ def _connected(address: str | None) -> Iterator[None]:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"Ray at {address}: {one_line(error)}") from error
+            raise InputError(
+                f"Ray at {address}: {one_line(error)}; it takes the same version of Ray, and RAY_AUTH_MODE=token where "
+                "the cluster has a token"
+            ) from error
     try:
         yield
     finally:
