@@ -209,13 +209,18 @@ def test_the_driver_is_killed_again_and_again(videos, alone, tmp_path):
     dest, ends = tmp_path / "latents", []
     words = ("encode-dataset", videos, dest, "--clip-frames", CLIP, "--clips-per-shard", 2, "--device", "cpu")
     command = [sys.executable, "-m", "temporal_vae", *map(str, words), "--executor", "ray", "--workers", "2"]
-    for shards in (1, 3, 6):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for shards, number in ((1, signal.SIGKILL), (3, signal.SIGKILL), (6, signal.SIGINT)):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         while process.poll() is None and len(list(dest.glob("shards/*.tar"))) < shards:
             time.sleep(0.05)
-        process.kill()
-        ends.append(process.wait())
-    assert ends == [-signal.SIGKILL] * 3
+        if number == signal.SIGINT:  # as a terminal does
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        ends.append(process.wait(60))
+    assert ends == [-signal.SIGKILL, -signal.SIGKILL, 128 + signal.SIGINT]
     assert subprocess.run(command, capture_output=True).returncode == 3
     assert 0 < summary(dest)["found"] < summary(dest)["clips"]
     assert_same(records(dest), records(alone))

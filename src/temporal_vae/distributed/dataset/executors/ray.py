@@ -251,7 +251,9 @@ def _mapped(
             Worker,
             batch_size=1,
             fn_constructor_args=(make, job, attempts, pool),
-            compute=ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=_IN_HAND),
+            compute=ActorPoolStrategy(
+                size=min(pool.size, len(batches)), max_tasks_in_flight_per_actor=_IN_HAND
+            ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
