@@ -217,6 +217,15 @@ def test_shards_that_somebody_removed_are_made_again(videos, tmp_path):
     index(tmp_path)
 
 
+def test_shards_of_ranks_that_somebody_removed_are_made_again(videos, tmp_path):
+    for number in range(2):
+        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, encoder=Quick))
+    for shard in (tmp_path / "shards").iterdir():
+        shard.unlink()
+    assert run(videos, tmp_path, HERE)["encoded"] == 9
+    index(tmp_path)
+
+
 @pytest.mark.parametrize("format", ["tar", "parquet", "files"])
 def test_what_was_written_and_not_entered_is_adopted_and_not_there_twice(videos, tmp_path, format):
     """As where a driver dies between a shard and the ledger, and batches are cut in another way afterwards."""

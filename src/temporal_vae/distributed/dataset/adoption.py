@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from temporal_vae.distributed.dataset.ledger import Ledger
@@ -16,12 +15,13 @@ from temporal_vae.distributed.dataset.shards import (
     read_shard,
     write_shard,
 )
+from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.errors import LatentFileError
 
 logger = logging.getLogger(__name__)
 
 
-def reconcile(place: Place, ledger: Ledger, format: Format, *, is_ours: Callable[[str], bool]) -> int:
+def reconcile(place: Place, ledger: Ledger, format: Format, share: Share) -> int:
     """Let a ledger tell what is on the disk.
 
     Clips that lie in shards which no ledger knows are entered, and what is there a second time is removed. Clips whose
@@ -31,7 +31,7 @@ def reconcile(place: Place, ledger: Ledger, format: Format, *, is_ours: Callable
         place: folder of the dataset.
         ledger: of this rank, and those of others.
         format: of the shards.
-        is_ours: whether a shard, by its name, is for this rank to look at.
+        share: which rank this is; of several, each looks at other shards and changes its own ledger only.
 
     Returns:
         How many clips were entered.
@@ -42,9 +42,9 @@ def reconcile(place: Place, ledger: Ledger, format: Format, *, is_ours: Callable
     names = list_shards(place, format)
     if format == "files":
         there = {PurePosixPath(name).stem for name in names}
-        ledger.forget_clips(set(ledger.committed(format)) - there, format)
+        ledger.forget_clips(set(ledger.committed(format)) - there, format, everywhere=share.ranks == 1)
     else:
-        ledger.forget_shards(ledger.shards(format) - set(names), format)
+        ledger.forget_shards(ledger.shards(format) - set(names), format, everywhere=share.ranks == 1)
     committed, shards = set(ledger.committed(format)), ledger.shards(format)
 
     def is_known(name: str) -> bool:
@@ -52,7 +52,7 @@ def reconcile(place: Place, ledger: Ledger, format: Format, *, is_ours: Callable
 
     entered = 0
     for name in names:
-        if is_ours(name) and not is_known(name):
+        if share.is_ours(name) and not is_known(name):
             info = _fresh(place, name, format, committed)
             if info is not None:
                 entered += ledger.commit(info, ())

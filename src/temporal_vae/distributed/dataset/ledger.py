@@ -151,19 +151,27 @@ class Ledger:
         base.executemany("DELETE FROM failures WHERE identity = ?", [(each,) for each in shard.places])
         return done
 
-    def forget_shards(self, names: Iterable[str], format: Format) -> None:
-        """Let clips be done again whose shards are no more."""
-        with self._said(), self._base as base:
-            for name in names:
-                at = "shard IN (SELECT number FROM shards WHERE name = ? AND format = ?)"
-                base.execute(f"DELETE FROM clips WHERE {at}", (name, format))
-                base.execute("DELETE FROM shards WHERE name = ? AND format = ?", (name, format))
+    def forget_shards(self, names: Iterable[str], format: Format, *, everywhere: bool) -> None:
+        """Let clips be done again whose shards are no more; `everywhere`: of the ledgers of others too."""
+        at = "shard IN (SELECT number FROM shards WHERE name = ? AND format = ?)"
+        rows = [(name, format) for name in names]
+        for base in self._to_change(everywhere if rows else False):
+            base.executemany(f"DELETE FROM clips WHERE {at}", rows)
+            base.executemany("DELETE FROM shards WHERE name = ? AND format = ?", rows)
 
-    def forget_clips(self, identities: Iterable[str], format: Format) -> None:
-        """Let clips be done again whose files are no more."""
-        with self._said(), self._base as base:
-            rows = [(identity, format) for identity in identities]
+    def forget_clips(self, identities: Iterable[str], format: Format, *, everywhere: bool) -> None:
+        """Let clips be done again whose files are no more; `everywhere`: of the ledgers of others too."""
+        rows = [(identity, format) for identity in identities]
+        for base in self._to_change(everywhere if rows else False):
             base.executemany("DELETE FROM clips WHERE identity = ? AND format = ?", rows)
+
+    def _to_change(self, everywhere: bool) -> Iterator[sqlite3.Connection]:
+        """This ledger and perhaps those of others, each within a transaction."""
+        with self._said(), self._base as base:
+            yield base
+        for path in self._others() if everywhere else ():
+            with self._said(path), closing(sqlite3.connect(path, timeout=_WAIT)) as base, base:
+                yield base
 
     def failures(self) -> dict[str, str]:
         """Reasons of clips that could not be encoded, by identity."""
@@ -198,14 +206,17 @@ class Ledger:
         """What a query finds in this ledger, then in those of others."""
         with self._said():
             yield from self._base.execute(query, values)
-        folders = self._path.parent / _FETCHED, self._path.parent
-        others = {path.name: path for folder in folders for path in sorted(folder.glob(_NAMES))}
-        others.pop(self._path.name, None)
-        for path in others.values():
+        for path in self._others():
             with self._said(path), closing(sqlite3.connect(path, timeout=_WAIT)) as base:
                 (version,) = base.execute("PRAGMA user_version").fetchone()
                 if version == _VERSION:  # 0 where it is just being made
                     yield from base.execute(query, values)
+
+    def _others(self) -> list[Path]:
+        """Ledgers of other ranks: those beside this one go before copies of the same name."""
+        folders = self._path.parent / _FETCHED, self._path.parent
+        others = {path.name: path for folder in folders for path in sorted(folder.glob(_NAMES))}
+        return [path for name, path in others.items() if name != self._path.name]
 
     @contextmanager
     def _said(self, path: Path | None = None) -> Iterator[None]:

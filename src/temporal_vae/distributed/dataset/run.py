@@ -6,9 +6,9 @@ that ended in whatever way goes on where it stopped, and what was asked for befo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from math import ceil
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -24,10 +24,11 @@ from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.identity import home_of, model_digest
 from temporal_vae.distributed.dataset.ledger import Ledger, Where, fetch, ledger_path, publish
 from temporal_vae.distributed.dataset.locks import only_driver
+from temporal_vae.distributed.dataset.pace import Pace
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.planning import DatasetPlan, LeftOut, ModelFacts, plan_of
 from temporal_vae.distributed.dataset.request import How, Progress, Request, Tally, Watch
-from temporal_vae.distributed.dataset.settings import Settings, digest
+from temporal_vae.distributed.dataset.settings import Settings
 from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
 from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.distributed.dataset.sources import Listing, rows_of
@@ -44,7 +45,6 @@ from temporal_vae.errors import MediaError, TemporalVaeError
 from temporal_vae.video.latents import ModelIdentity
 
 _LOOKING_EVERY = 0.5  # seconds: whether other ranks are done
-_BATCHES_EACH = 2  # for each worker at least, as long as there is a clip for each
 
 
 def encode_dataset(
@@ -139,11 +139,13 @@ class Run:
         write_quarantine(self._place, self._left_out())
         tally = Tally(self._watch, {task.identity: task for task in self.missing})
         if self.missing:
-            with closing(self._executor.run(self._job(), self._batches())) as reports:
+            pace = Pace(self._executor.workers, self._request.clips_per_shard)
+            with closing(self._executor.run(self._job(), self._batches(pace))) as reports:
                 for report in reports:
                     if report.error is not None:
                         raise MediaError(f"{report.error} (what is done is kept: run again to go on)")
                     self._ledger.commit(report.shard, report.failed)
+                    pace.done(len(report.shard.places) if report.shard else len(report.failed))
                     tally.add(
                         report.shard.places if report.shard else (), [f.identity for f in report.failed]
                     )
@@ -182,9 +184,7 @@ class Run:
         return plan_of(listing, found, request.settings, model)
 
     def _reconcile(self) -> None:
-        share = self._share
-        is_ours = lambda name: int(digest(name)[:8], 16) % share.ranks == share.rank  # noqa: E731
-        reconcile(self._place, self._ledger, self._request.format, is_ours=is_ours)
+        reconcile(self._place, self._ledger, self._request.format, self._share)
 
     def _missing(self) -> list[ClipTask]:
         """Clips of the plan that are neither done nor known to fail, and fall to this rank."""
@@ -203,13 +203,15 @@ class Run:
             )
         ]
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, pace: Pace) -> Iterator[Batch]:
         """Clips in the order of the plan, so that those of a video are together."""
-        tasks = self.missing
-        few = ceil(len(tasks) / (self._executor.workers * _BATCHES_EACH))
-        size = max(1, min(self._request.clips_per_shard, few))
-        for number, first in enumerate(range(0, len(tasks), size)):
+        first, tasks = 0, self.missing
+        for number in itertools.count():
+            if first == len(tasks):
+                return
+            size = pace.next(len(tasks) - first)
             yield Batch(number=number, clips=tuple(tasks[first : first + size]))
+            first = min(len(tasks), first + size)
 
     def _job(self) -> Job:
         request = self._request

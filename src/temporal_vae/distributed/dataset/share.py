@@ -18,11 +18,18 @@ class Share:
     rank: int = 0
     ranks: int = 1
 
+    def is_ours(self, name: str) -> bool:
+        """Whether something is for this rank, by its name."""
+        return self._home(name) == self.rank
+
+    def _home(self, name: str) -> int:
+        return int(digest(name)[:8], 16) % self.ranks if self.ranks > 1 else 0
+
     def first(self, paths: Iterable[str]) -> Iterator[list[str]]:
         """Paths in the order in which this rank reads them: its own at once, then those of the others bit by bit."""
         homes: dict[int, list[str]] = {number: [] for number in range(self.ranks)}
         for path in paths:
-            homes[int(digest(path)[:8], 16) % self.ranks if self.ranks > 1 else 0].append(path)
+            homes[self._home(path)].append(path)
         yield homes[self.rank]
         for number in range(1, self.ranks):
             others = iter(homes[(self.rank + number) % self.ranks])
