@@ -60,9 +60,10 @@ def test_a_batch_whose_worker_died_comes_again(videos, tmp_path):
     told = run(videos / "a.mp4", tmp_path, LocalExecutor(workers=1, encoder=DiesOnce))
     assert (told["encoded"], told["exit_code"]) == (3, 0)
     assert set(records(tmp_path)) == {row["identity"] for row in index(tmp_path)}
-    assert len(list(tmp_path.glob("*.died"))) == 2
+    assert len(list(tmp_path.glob("*.died"))) == len(list((tmp_path / "shards").iterdir())) > 1
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_worker_alone_is_quarantined(videos, tmp_path):
     told = run(videos, tmp_path, LocalExecutor(workers=2, encoder=DiesOver))
     assert (told["encoded"], told["left_out"]["failed"], told["exit_code"]) == (8, 1, 3)
@@ -360,8 +361,8 @@ def seconds_of(count: int, tmp_path: Path, monkeypatch) -> tuple[float, float, f
 
 
 def test_costs_grow_with_the_rows_and_no_faster(tmp_path, monkeypatch):
-    few = seconds_of(1000, tmp_path / "few", monkeypatch)
-    many = seconds_of(8000, tmp_path / "many", monkeypatch)
+    few = seconds_of(500, tmp_path / "few", monkeypatch)
+    many = seconds_of(4000, tmp_path / "many", monkeypatch)
     for less, more in zip(few, many, strict=True):
         assert more < 8 * 2 * less + 0.5
     assert many[0] < 10

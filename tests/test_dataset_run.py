@@ -47,19 +47,22 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(videos, tmp_path_factory) -> Path:
-    """The folder in clips of five frames, by two processes."""
+    """The folder in clips of five frames. By processes, and killed, it is encoded in `test_dataset_kills.py`."""
     dest = tmp_path_factory.mktemp("encoded") / "latents"
-    words = ("encode-dataset", videos, dest, "--clip-frames", CLIP, "--workers", 2, "--device", "cpu")
-    assert run(*words, "--clips-per-shard", 4) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "probe_all", probe_here)
+        assert encode(videos, dest, clips_per_shard=4)["exit_code"] == 3
     return dest
+
+
+def probe_here(paths, reading, workers):
+    """Videos are read through in this process: to start others takes longer."""
+    return ((path, probe(path, reading)) for path in paths)
 
 
 @pytest.fixture(autouse=True)
 def _probed_here(monkeypatch):
-    """Videos are read through in this process: to start others takes longer. `encoded` has that."""
-    monkeypatch.setattr(
-        survey, "probe_all", lambda paths, reading, workers: ((path, probe(path, reading)) for path in paths)
-    )
+    monkeypatch.setattr(survey, "probe_all", probe_here)
 
 
 def encode(source: Path, dest: Path, **how) -> dict:
@@ -327,7 +330,8 @@ def test_one_file_is_read_in_one_go(videos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reading, "VideoReader", counted)
     encode(videos / "wide.mp4", tmp_path / "latents", settings=Settings(clip_frames=CLIP, stride=2))
-    assert len(opened) == 2  # two batches
+    batches = len(list((tmp_path / "latents" / "shards").iterdir()))
+    assert len(opened) == batches < len(index(tmp_path / "latents"))
 
 
 def test_the_plan_says_all_and_does_nothing(videos, tmp_path, capsys):

@@ -91,7 +91,7 @@ _STORING = ("dtype", "latent_dtype", "sample", "background", "hdr", "damaged", "
     show_default=True,
     help="WebDataset shards, Parquet, or a safetensors file for each clip.",
 )
-@click.option("--clips-per-shard", type=click.IntRange(min=1), default=16, show_default=True, help="At most.")
+@click.option("--clips-per-shard", type=click.IntRange(min=1), default=64, show_default=True, help="At most.")
 @click.option(
     "--executor",
     type=click.Choice(("local", "ray")),

@@ -14,7 +14,7 @@ from temporal_vae.distributed.dataset.settings import Settings
 from temporal_vae.distributed.dataset.shards import FORMATS, Format
 from temporal_vae.errors import InputError
 
-CLIPS_PER_SHARD = 16
+CLIPS_PER_SHARD = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class How(TypedDict, total=False):
         device: to compute on; `auto`, the default, is a GPU where there is one.
         format: of shards: `tar` for WebDataset, `parquet`, or `files`, one for each clip.
         memory_limit: bytes that each worker may take above the loaded model, or an amount as `"4GiB"`.
-        clips_per_shard: at most; less where there are few for each worker.
+        clips_per_shard: at most; fewer at first, where there are few for each worker, and where they take long.
         ledger: file of the ledger; by default in `dest`, or in this user's cache where `dest` is no local folder.
         executor: who encodes; by default processes of this machine.
         fail_fast: whether the first video or clip that fails ends the run.
