@@ -88,25 +88,25 @@ def assert_as_whole(dest: Path, whole: Path) -> None:
     assert not left
 
 
-def kill_and_resume(videos: Path, dest: Path, kills: int, seed: int) -> None:
+def kill_and_resume(videos: Path, dest: Path, kills: int, seed: int, workers: int = 2) -> None:
     """Kill the driver some times: at a random number of shards, and a random moment after that."""
     chance = random.Random(seed)
     for _ in range(kills):
-        process = start(videos, dest, "--workers", 2)
+        process = start(videos, dest, "--workers", workers)
         before, more = shards(dest), chance.randrange(1, 6)
         wait_for(lambda before=before, more=more: shards(dest) >= before + more, process)
         time.sleep(chance.random() * 0.3)
-        workers = workers_of(process)
+        started = workers_of(process)
         process.kill()
         process.communicate()
-        assert gone(workers), "workers outlive their driver"
-    process = start(videos, dest, "--workers", 2)
+        assert gone(started), "workers outlive their driver"
+    process = start(videos, dest, "--workers", workers)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 3, (out, err)
 
 
 def test_a_driver_that_is_killed(videos, whole, tmp_path):
-    kill_and_resume(videos, tmp_path / "latents", kills=1, seed=0)
+    kill_and_resume(videos, tmp_path / "latents", kills=1, seed=0, workers=1)
     assert_as_whole(tmp_path / "latents", whole)
 
 
@@ -133,6 +133,7 @@ def kill_workers(videos: Path, dest: Path, kills: int, seed: int) -> None:
     assert killed
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_are_replaced(videos, whole, tmp_path):
     kill_workers(videos, tmp_path / "latents", kills=1, seed=0)
     assert_as_whole(tmp_path / "latents", whole)

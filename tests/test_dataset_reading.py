@@ -129,7 +129,7 @@ def test_clips_in_one_go_are_as_read_straight_through(kind, stride, tmp_path):
 
 
 @pytest.mark.skipif(not MEDIA.is_dir(), reason="no footage")
-@pytest.mark.parametrize("name", ["again.mkv", "test_video.mp4", "solidWhiteRight.mp4"])
+@pytest.mark.parametrize("name", ["again.mkv", "test_video.mp4"])
 def test_footage_that_is_sought_is_as_read_straight_through(name):
     path = MEDIA / "clips" / name
     for fps in (None, Fraction(12)):
