@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +33,7 @@ from temporal_vae import AutoencoderKLTemporalDecoder
 COUNTS = (1, 2)
 FRAMES = 8
 _DIFFERENCE = (
-    0.05  # root mean square of means, as a share of theirs: PyAV and our reader round colours differently
+    0.05  # root mean square of means, as a share of theirs: PyAV and our reader convert colours differently
 )
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     options = _options()
     record = circumstances(options.rounds)
     record["command"] = command_line("benchmarks.datasets")
+    record["versions"] |= {name: version(name) for name in ("av", "pyarrow", "ray") if is_installed(name)}
     with tempfile.TemporaryDirectory() as folder:
         if options.clips:
             record["race"] = _race(options, Path(folder))
