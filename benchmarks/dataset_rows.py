@@ -69,6 +69,7 @@ def measure_overhead(folder: Path, rows: int, kind: str, count: int) -> dict[str
         folder / f"{kind}-{count}",
         settings=Settings(clip_frames=1),
         device="cpu",
+        clips_per_shard=16,
         executor=executor_of(kind, count, Idle),
         progress=lambda now: marks.append((perf_counter(), now.done)) if now.phase == "encode" else None,
     )

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,12 +89,13 @@ def job(dest: Path) -> Job:
     return Job(model=model, settings=Settings(), dest=str(dest), format="tar")
 
 
-def run_without_model(executor: RayExecutor, dest: Path, batches: list[Batch]) -> list[Report]:
+def without_model(encoder: Any, dest: Path, batches: Iterable[Batch]) -> Iterator[Report]:
+    """Reports of two workers of `ray_encoders`."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(ray_encoders)  # actors don't find it
     dest.mkdir()
-    return list(executor.run(job(dest), iter(batches)))
+    return RayExecutor(concurrency=2, encoder=encoder).run(job(dest), batches)
 
 
 def test_ray_makes_the_same_as_one_process(videos, alone, tmp_path):
@@ -143,8 +144,7 @@ def test_no_machine_has_room():
 def test_a_clip_that_kills_workers_fails_alone(tmp_path):
     clips = [clip(number, "poison" if number == 5 else "video") for number in range(24)]
     batches = [Batch(number=first // 4, clips=tuple(clips[first : first + 4])) for first in range(0, 24, 4)]
-    executor = RayExecutor(concurrency=2, encoder=ray_encoders.Noting)
-    reports = run_without_model(executor, tmp_path / "notes", batches)
+    reports = list(without_model(ray_encoders.Noting, tmp_path / "notes", batches))
     failed = {failure.identity: failure.reason for report in reports for failure in report.failed}
     assert set(failed) == {each.identity for each in clips}
     assert sum(len(report.failed) for report in reports) == len(clips)
@@ -152,6 +152,22 @@ def test_a_clip_that_kills_workers_fails_alone(tmp_path):
     assert sum(reason == "noted" for reason in failed.values()) == len(clips) - 1
     notes = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "notes").iterdir()}
     assert notes == {each.identity: 1 for each in clips if each.source != "poison"}
+
+
+@pytest.mark.slow
+def test_only_a_few_batches_are_taken_before_others_have_come_back(tmp_path):
+    taken: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(40):
+            taken.append(number)
+            yield Batch(number=number, clips=(clip(number),))
+
+    reports = without_model(ray_encoders.Noting, tmp_path / "notes", batches())
+    seen = [(next(reports).batch, len(taken)) for _ in range(16)]
+    assert {count for _, count in seen} == {16}
+    assert sorted(number for number, _ in seen) == list(range(16))
+    assert sorted(report.batch for report in reports) == list(range(16, 40))
 
 
 @pytest.mark.slow
@@ -165,7 +181,7 @@ def test_a_clip_that_kills_workers_fails_alone(tmp_path):
 )
 def test_what_is_wrong_with_all_clips_ends_the_run_in_one_line(tmp_path, encoder, error):
     batches = [Batch(number=number, clips=(clip(number),)) for number in range(3)]
-    reports = run_without_model(RayExecutor(concurrency=2, encoder=encoder), tmp_path / "notes", batches)
+    reports = list(without_model(encoder, tmp_path / "notes", batches))
     assert len(reports) == len(batches)
     assert all(re.search(error, str(report.error)) for report in reports)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 from temporal_vae.distributed.dataset.executors import MOST_DEATHS, Batch, Deaths, Job, Report
@@ -34,6 +35,7 @@ _STORE = (
 )  # bytes of a local Ray's object store: descriptions of clips and reports are all that is in it
 _KNOCK = 10.0  # seconds for a cluster to answer; Ray itself tries for minutes and then ends the process
 _IN_HAND = 2  # batches that a worker has at a time, one of them waiting
+_FIRST = 8  # batches for each worker that are taken at first: how long they take says how large the others should be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,10 @@ class RayExecutor:
             return self._pool("auto").size
 
     def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
-        """See `Executor.run`. All batches are taken at once: they are the table that Ray Data maps."""
+        """See `Executor.run`. Ray Data maps whole tables, so batches are taken in two goes: a few, then all others."""
         with _connected(self.address):
-            pool, deaths = self._pool(job.model.device), Deaths()
-            waiting = list(batches)
+            pool, deaths, left = self._pool(job.model.device), Deaths(), iter(batches)
+            waiting = list(islice(left, pool.size * _FIRST))
             while waiting:
                 again: list[Batch] = []
                 with closing(_mapped(self.encoder, _anywhere(job), waiting, pool)) as outcomes:
@@ -91,7 +93,7 @@ class RayExecutor:
                             again += more
                         if report is not None:
                             yield report
-                waiting = again
+                waiting = again + list(left)
 
     def _pool(self, device: str) -> _Pool:
         """Workers that the cluster has room for.
