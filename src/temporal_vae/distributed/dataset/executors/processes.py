@@ -27,7 +27,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _IN_HAND = 2  # tasks that a process has at a time, one of them waiting
-_DEATHS_AT_START = 3  # before a process that took no task is given up on
+_DEATHS_AT_START = 3  # one after the other, while nobody else gets anything done, before all is given up
 
 Make = Callable[[int], Callable[[Any], Any]]
 
@@ -149,8 +149,9 @@ class _Crew:
             return
         if kind == "error":
             raise value
+        self._dead_at_start = 0  # somebody can work
         if kind == "started":
-            hand.started, self._dead_at_start = True, 0
+            hand.started = True
             return
         yield Done(task=hand.tasks.popleft(), result=value)
 
