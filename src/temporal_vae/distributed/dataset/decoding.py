@@ -219,7 +219,7 @@ class _Run:
     def _tell(self, total: int) -> None:
         now = Progress(
             phase="decode",
-            done=self._decoded,
+            done=self._decoded + self._failed,
             total=total,
             failed=self._failed,
             video_seconds=self._seconds,
