@@ -19,7 +19,7 @@ from temporal_vae.autoencoders.loading import load_named
 from temporal_vae.distributed.dataset.adoption import clean, reconcile
 from temporal_vae.distributed.dataset.clips import check
 from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Job, ModelSpec
-from temporal_vae.distributed.dataset.executors.local import LocalExecutor, cores, default_workers
+from temporal_vae.distributed.dataset.executors.local import LocalExecutor, default_workers
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.identity import home_of, model_digest
 from temporal_vae.distributed.dataset.ledger import Ledger, Where, fetch, ledger_path, publish
@@ -41,6 +41,7 @@ from temporal_vae.distributed.dataset.summary import (
     write_summary,
 )
 from temporal_vae.distributed.dataset.survey import survey
+from temporal_vae.engine import cores
 from temporal_vae.errors import MediaError, TemporalVaeError
 from temporal_vae.video.latents import ModelIdentity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -13,6 +12,7 @@ import torch
 
 from temporal_vae.distributed.dataset.executors import Batch, Deaths, Job, Report
 from temporal_vae.distributed.dataset.executors.processes import Died, in_processes
+from temporal_vae.engine import cores
 from temporal_vae.engine.resources import best_device, free_memory
 
 _SHARED = 0.8
@@ -80,11 +80,6 @@ def default_workers(device: str) -> int:
     if torch.device(device_of(device)).type == "cuda":
         return max(1, torch.cuda.device_count())
     return max(1, cores() // _CORES_EACH)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_of(device: str, number: int = 0) -> str:

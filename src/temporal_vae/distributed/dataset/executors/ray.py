@@ -23,8 +23,9 @@ from itertools import islice
 from typing import Any
 
 from temporal_vae.distributed.dataset.executors import MOST_DEATHS, Batch, Deaths, Job, Report
-from temporal_vae.distributed.dataset.executors.local import MakeEncoder, cores, make_encoder, share_of
+from temporal_vae.distributed.dataset.executors.local import MakeEncoder, make_encoder, share_of
 from temporal_vae.distributed.dataset.executors.processes import WorkerError
+from temporal_vae.engine import cores
 from temporal_vae.errors import InputError, TemporalVaeError, one_line
 
 _CORES_EACH = (
