@@ -174,3 +174,18 @@ def test_frames_travel_while_others_are_computed(monkeypatch):
         blocks = names.split("convolve_over_time exchange exchange convolve_over_time")
         assert len(blocks) > 6
         assert sum("exchange convolve " in block for block in blocks) > 3  # where frames come in groups
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_are_nearer_than_the_modules(dtype):
+    """The bound of `test_engine_types.py`; for the half types, `TOLERANCE` only tells of coarse mistakes."""
+
+    def far(frames: torch.Tensor) -> float:
+        return float((frames.double() - exact).square().mean().sqrt())
+
+    z = latents(7, dtype)
+    with torch.no_grad():
+        exact = deepcopy(decoder(dtype)).double()(z.double(), num_frames=7)
+        modules = decoder(dtype)(z, num_frames=7)
+    frames = torch.cat([frames for frames, _ in shared(decoder(dtype), z, (3, 2, 2))])
+    assert far(frames) < 0.95 * far(modules)
