@@ -131,6 +131,12 @@ def test_a_decoder_that_was_changed_is_not_shared():
         shared(model, latents(4), (2, 2))
 
 
+def test_where_the_engine_may_not_work_nothing_is_shared(monkeypatch):
+    monkeypatch.setenv("TEMPORAL_VAE_ENGINE", "never")
+    with pytest.raises(InputError, match="TEMPORAL_VAE_ENGINE is never"):
+        shared(decoder(), latents(4), (2, 2))
+
+
 def test_who_sends_what_to_whom():
     part = Part(counts=(1, 1, 3), rank=1)
     assert part.beside(2) == (1, 2)

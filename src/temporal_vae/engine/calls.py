@@ -136,9 +136,10 @@ def decode_part(
     part = peers.part
     height, width = (network.factor * length for length in latents.shape[-2:])
     size = {"num_frames": sum(part.counts), "height": height, "width": width, "memory_limit": memory_limit}
+    choice = _choice()
     with torch.no_grad():
-        found = gate.reason(decoder, latents, *gate.built("decode", network))
-        if (os.environ.get(VARIABLE) or "auto") == "auto":
+        found = gate.reason(decoder, latents, *gate.built("decode", network)) if choice != "never" else _NEVER
+        if choice == "auto":
             for reach in (1, 2):
                 frames = part.frames + sum(part.beside(reach))
                 found = found or trust.reason("decode", frames, latents.device, latents.dtype)
@@ -198,9 +199,7 @@ def _engine_plan(
     """How the engine computes a call; None if the modules must, which is said once where it matters."""
     if part is None:  # people free memory so
         raise InputError(f"{task}: the {task}r of this model is None; load the model again to {task}")
-    choice = os.environ.get(VARIABLE) or "auto"
-    if choice not in ("auto", "always", "never"):
-        raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
+    choice = _choice()
     if choice == "auto" and memory_limit is None and _few_pixels(task, x, network):
         return None
     reason = gate.reason(part, x, *gate.built(task, network)) if choice != "never" else _NEVER
@@ -216,6 +215,14 @@ def _engine_plan(
         return unlimited
     # Where too little is free, the smallest plan.
     return planned(memory_limit=max(free // MIB * MIB, min(offer.peak for offer in unlimited.ladder)))
+
+
+def _choice() -> str:
+    """Where the engine may work, by the environment."""
+    choice = os.environ.get(VARIABLE) or "auto"
+    if choice not in ("auto", "always", "never"):
+        raise InputError(f"{VARIABLE}={choice}: must be auto, always or never")
+    return choice
 
 
 def _few_pixels(task: Task, x: Tensor, network: Network) -> bool:
