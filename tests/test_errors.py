@@ -20,7 +20,8 @@ def model():
 def test_tree():
     kinds = [getattr(errors, name) for name in errors.__all__]
     assert all(issubclass(kind, errors.TemporalVaeError) for kind in kinds)
-    others = {errors.TemporalVaeError: Exception, errors.TrainingError: RuntimeError}
+    others: dict[type, type] = dict.fromkeys((errors.TrainingError, errors.RankError), RuntimeError)
+    others[errors.TemporalVaeError] = Exception
     assert all(issubclass(kind, others.get(kind, ValueError)) for kind in kinds)
     assert issubclass(CheckpointError, OSError)
     assert all(kind.__name__ in errors.__doc__ for kind in kinds)
