@@ -16,6 +16,7 @@ from video_folders import index, quarantine, records
 from temporal_vae import outputs
 from temporal_vae.distributed import Settings
 from temporal_vae.distributed.dataset import locks, survey
+from temporal_vae.distributed.dataset import run as core
 from temporal_vae.distributed.dataset.executors import Batch, Deaths
 from temporal_vae.distributed.dataset.executors.local import LocalExecutor
 from temporal_vae.distributed.dataset.executors.processes import WorkerError
@@ -61,6 +62,29 @@ def test_a_batch_whose_worker_died_comes_again(videos, tmp_path):
     assert (told["encoded"], told["exit_code"]) == (3, 0)
     assert set(records(tmp_path)) == {row["identity"] for row in index(tmp_path)}
     assert len(list(tmp_path.glob("*.died"))) == len(list((tmp_path / "shards").iterdir())) > 1
+
+
+def test_a_worker_holds_no_more_than_it_may(videos, tmp_path, monkeypatch):
+    sizes = []
+
+    class Counts(RankExecutor):
+        def run(self, job, batches):
+            def counted():
+                for batch in batches:
+                    sizes.append(len(batch.clips))
+                    yield batch
+
+            return super().run(job, counted())
+
+    executor = Counts(rank=0, world_size=1, encoder=Quick)
+    told = run(videos, tmp_path / "free", executor)
+    assert told["encoded"] == sum(sizes)
+    assert max(sizes) == 2
+    sizes.clear()
+    monkeypatch.setattr(core, "_HELD_BYTES", 1)
+    told = run(videos, tmp_path / "held", executor)
+    assert told["encoded"] == sum(sizes)
+    assert set(sizes) == {1}
 
 
 @pytest.mark.slow

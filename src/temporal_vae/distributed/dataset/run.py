@@ -45,6 +45,7 @@ from temporal_vae.engine import cores
 from temporal_vae.errors import MediaError, TemporalVaeError
 from temporal_vae.video.latents import ModelIdentity
 
+_HELD_BYTES = 2**28  # of the clips of a batch, which a worker holds until it writes them
 _LOOKING_EVERY = 0.5  # seconds: whether other ranks are done
 
 
@@ -210,9 +211,14 @@ class Run:
         for number in itertools.count():
             if first == len(tasks):
                 return
-            size = pace.next(len(tasks) - first)
-            yield Batch(number=number, clips=tuple(tasks[first : first + size]))
-            first = min(len(tasks), first + size)
+            clips = self._holdable(tasks[first : first + pace.next(len(tasks) - first)])
+            yield Batch(number=number, clips=clips)
+            first += len(clips)
+
+    def _holdable(self, tasks: list[ClipTask]) -> tuple[ClipTask, ...]:
+        """As many of the first clips as a worker may hold, one at least."""
+        sizes = itertools.accumulate(map(self.plan.nbytes_of, tasks))
+        return tuple(tasks[: max(1, sum(size <= _HELD_BYTES for size in sizes))])
 
     def _job(self) -> Job:
         request = self._request
