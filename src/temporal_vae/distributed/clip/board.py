@@ -37,6 +37,7 @@ class Sign:
     beat: int = 0
     steps: int = 0  # tiles, transfers and whatever else it has done
     waits_for: int | None = None
+    done: bool = False  # it has its results, and says no more
     failure: str | None = None
     culprit: int | None = None  # who failed first, as far as it knows
 
@@ -95,7 +96,9 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is None:
+            self._say(done=True)
+        else:
             culprit = error.rank if isinstance(error, RankError) else None
             name = kind.__name__ if kind is not None else ""
             self._say(failure=f"{name}: {one_line(error)}", culprit=self.rank if culprit is None else culprit)
@@ -149,13 +152,13 @@ class Board:
         if now - self._read > self.timeout:
             raise self._lost_store()
         for other, seen in self._seen.items():
-            if now - max(seen.changed, began) > self.timeout:
+            if now - max(seen.changed, began) > self.timeout and not seen.sign.done:
                 raise self._silent(other, seen.sign)
         slowest = self._last_in_line()
         if slowest is None:
             return
         seen = self._seen[slowest]
-        if now - max(seen.moved, began) > self.timeout:
+        if now - max(seen.moved, began) > self.timeout and not seen.sign.done:
             raise RankError(
                 f"rank {slowest} ({seen.sign.place}) has come no further for {self.timeout:g} s, and others wait for "
                 "it; look at what it does, or allow more time with --timeout (timeout=)",
@@ -185,7 +188,11 @@ class Board:
             sleep(BEAT)
         if monotonic() - self._read > BEATS_TO_DIE * BEAT / 2:
             return self._lost_store()
-        silent = [other for other, seen in self._seen.items() if seen.sign.beat == before[other]]
+        silent = [
+            other
+            for other, seen in self._seen.items()
+            if seen.sign.beat == before[other] and not seen.sign.done
+        ]
         if rank not in silent and silent:
             rank = silent[0]
         if rank is None:
