@@ -15,7 +15,7 @@ import pytest
 from tests.processes import free_port
 from tests.video_files import render, scene
 
-TIMEOUT = 4  # seconds that a rank may stand still
+TIMEOUT = 10  # seconds that a rank may stand still
 
 
 @pytest.fixture(scope="module")
