@@ -14,11 +14,12 @@ from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import (
     DTYPES,
     ClipFramesType,
-    RateType,
     SizeType,
     json_option,
     memory_option,
     model_options,
+    quality_option,
+    rate_option,
     reading_options,
 )
 
@@ -44,7 +45,7 @@ _STORING = ("dtype", "latent_dtype", "sample", "background", "hdr", "damaged", "
     type=click.IntRange(min=1),
     help="Frames from the start of a clip to that of the next; --clip-frames.",
 )
-@click.option("--fps", type=RateType(), help="Resample to this many frames per second.")
+@rate_option
 @click.option(
     "--pick",
     type=click.Choice(("all", "head", "uniform")),
@@ -177,13 +178,7 @@ def encode_dataset(
     show_default=True,
     help="Of the videos: .mp4, .mkv (without loss) or .gif.",
 )
-@click.option(
-    "--crf",
-    type=click.IntRange(0, 51),
-    default=18,
-    show_default=True,
-    help="Quality of H.264, 0 (best) to 51.",
-)
+@quality_option
 @click.option("--sample", type=int, metavar="SEED", help="Decode a sample of each posterior, not its mean.")
 @click.option(
     "--clip-frames",

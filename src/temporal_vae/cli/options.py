@@ -127,6 +127,16 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+rate_option = click.option("--fps", type=RateType(), help="Resample to this many frames per second.")
+
+quality_option = click.option(
+    "--crf",
+    type=click.IntRange(0, 51),
+    default=18,
+    show_default=True,
+    help="Quality of H.264, 0 (best) to 51.",
+)
+
 reading_options = _together(
     click.option(
         "--background",
@@ -161,7 +171,7 @@ reading_options = _together(
 selection_options = _together(
     click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),
     click.option("--frames", type=click.IntRange(min=1), help="The most frames to read."),
-    click.option("--fps", type=RateType(), help="Resample to this many frames per second."),
+    rate_option,
     click.option(
         "--size",
         type=SizeType(),
@@ -195,13 +205,7 @@ output_options = _together(
         help="Of the video; by default that of OUT's suffix: .mp4 h264, .mkv ffv1, .gif gif, a folder png. One picture "
         "goes to .png, .jpg or .webp.",
     ),
-    click.option(
-        "--crf",
-        type=click.IntRange(0, 51),
-        default=18,
-        show_default=True,
-        help="Quality of H.264, 0 (best) to 51.",
-    ),
+    quality_option,
 )
 
 memory_option = click.option(

@@ -105,15 +105,12 @@ def decode_sharded(
         limit = limit_of_all(vae, ranks, memory_limit, num_frames=num_frames, **size)
         found = spread("decode", vae.network, len(z), num_frames, ranks.count)
         _say_idle(found, len(z))
-        own = found[ranks.rank]
         with ranks.working():
-            parts = [z[share.frames.start : share.frames.stop] for share in own]
             results = [
-                decode_share(vae, part, share, num_frames, ranks, limit)
-                for share, part in zip(own, parts, strict=True)
+                decode_share(vae, share.of(z), share, num_frames, ranks, limit) for share in found[ranks.rank]
             ]
-        frames = _joined(results, z, (vae.config.out_channels, size["height"], size["width"]))
-        return _gathered(ranks, frames, found, len(z)) if gather else frames
+        empty = z.new_empty((0, vae.config.out_channels, size["height"], size["width"]))
+        return _gathered(ranks, results, empty, found, len(z)) if gather else _joined(results, empty)
 
 
 def encode_sharded(
@@ -150,15 +147,14 @@ def encode_sharded(
         )
         found = spread("encode", vae.network, len(x), 1, ranks.count)
         _say_idle(found, len(x))
-        results = []
         with ranks.working():
-            for share in found[ranks.rank]:
-                frames = x[share.frames.start : share.frames.stop]
-                results.append(vae.encode(frames, memory_limit=limit).latent_dist.parameters)
-        factor = vae.spatial_factor
-        moments = _joined(results, x, (2 * vae.config.latent_channels, height // factor, width // factor))
-        if gather:
-            moments = _gathered(ranks, moments, found, len(x))
+            results = [
+                vae.encode(share.of(x), memory_limit=limit).latent_dist.parameters
+                for share in found[ranks.rank]
+            ]
+        channels, factor = 2 * vae.config.latent_channels, vae.spatial_factor
+        empty = x.new_empty((0, channels, height // factor, width // factor))
+        moments = _gathered(ranks, results, empty, found, len(x)) if gather else _joined(results, empty)
     return DiagonalGaussianDistribution(moments)
 
 
@@ -214,26 +210,23 @@ def _agree(ranks: Ranks, vae: Autoencoder, x: Tensor, asked: dict[str, Any]) -> 
     ranks.agree("the batch", x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _joined(results: Sequence[Tensor], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _joined(results: Sequence[Tensor], empty: Tensor) -> Tensor:
     """All results of a rank as one; none of an idle rank."""
-    if len(results) == 1:
-        return results[0]
-    return torch.cat(list(results)) if results else like.new_empty((0, *shape))
+    return results[0] if len(results) == 1 else torch.cat([empty, *results])
 
 
-def _gathered(ranks: Ranks, own: Tensor, shares: list[list[Share]], count: int) -> Tensor:
-    """The results of all ranks, in the order of the batch."""
-    result = own.new_empty((count, *own.shape[1:]))
-    own, at = own.contiguous(), 0
+def _gathered(
+    ranks: Ranks, own: Sequence[Tensor], empty: Tensor, shares: list[list[Share]], count: int
+) -> Tensor:
+    """The results of all ranks, in the order of the batch; `empty` has the shape of none."""
+    result, own = empty.new_empty((count, *empty.shape[1:])), [frames.contiguous() for frames in own]
     sent: list[tuple[int, Tensor]] = []
     received: list[tuple[int, Tensor]] = []
-    for share in shares[ranks.rank]:
-        frames = own[at : at + len(share.frames)]
-        result[share.frames.start : share.frames.stop] = frames
-        sent += [(rank, frames) for rank in range(ranks.count) if rank != ranks.rank]
-        at += len(frames)
     for rank, theirs in enumerate(shares):
         if rank != ranks.rank:
-            received += [(rank, result[share.frames.start : share.frames.stop]) for share in theirs]
+            sent += [(rank, frames) for frames in own]
+            received += [(rank, share.of(result)) for share in theirs]
+    for share, frames in zip(shares[ranks.rank], own, strict=True):
+        share.of(result).copy_(frames)
     ranks.exchange(sent, received)()
     return result

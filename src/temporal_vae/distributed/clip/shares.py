@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from temporal_vae.engine import Network, Part, Task
 
@@ -15,6 +16,10 @@ class Share:
     frames: range  # of the batch
     part: Part | None = None  # of a clip that ranks share; None for whole clips, or for pictures
     ranks: tuple[int, ...] = ()  # of the group, which share the clip, in the order of their frames
+
+    def of(self, batch: Any) -> Any:
+        """Its frames of a batch, or its place in a result: a view."""
+        return batch[self.frames.start : self.frames.stop]
 
 
 def shares(clips: int, num_frames: int, ranks: int) -> list[list[Share]]:

@@ -103,14 +103,14 @@ class ShardedCoder(Coder):
         _tell(self._ranks, header)
         shares = self._spread(task, len(batch), num_frames)
         others = [(rank, share) for rank, own in enumerate(shares) if rank != LEADER for share in own]
-        self._ranks.exchange([(rank, _cut(batch, share)) for rank, share in others], [])()
+        self._ranks.exchange([(rank, share.of(batch)) for rank, share in others], [])()
         own = shares[LEADER]
-        parts = [_cut(batch, share) for share in own]
+        parts = [share.of(batch) for share in own]
         results = self._compute(task, own, parts, num_frames, batch.shape, work)
         found = results[0].new_empty((len(batch), *results[0].shape[1:]))
         for share, result in zip(own, results, strict=True):
-            _cut(found, share).copy_(result)
-        coming: list[Message] = [(rank, _cut(found, share)) for rank, share in others]
+            share.of(found).copy_(result)
+        coming: list[Message] = [(rank, share.of(found)) for rank, share in others]
         self._ranks.exchange([], coming)()
         return found
 
@@ -184,8 +184,3 @@ def _told(ranks: Ranks) -> dict[str, Any]:
     ranks.exchange([], [(LEADER, text)], patient=True)()
     header: dict[str, Any] = json.loads(text.numpy().tobytes())
     return header
-
-
-def _cut(batch: Tensor, share: Share) -> Tensor:
-    """The frames of a share."""
-    return batch[share.frames.start : share.frames.stop]
