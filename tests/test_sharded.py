@@ -17,6 +17,7 @@ from tests.processes import Processes
 
 from temporal_vae import AutoencoderKL, AutoencoderKLTemporalDecoder
 from temporal_vae.distributed import decode_sharded, encode_sharded, plan_sharded
+from temporal_vae.distributed.clip import ranks as ranks_module
 from temporal_vae.distributed.clip.shares import shares
 from temporal_vae.errors import InputError, MemoryLimitError, RankError
 
@@ -191,6 +192,25 @@ def decode_long(group: Any, timeout: float) -> None:
     vae, z = model(), latents(7)
     while True:
         decode_sharded(vae, z, num_frames=7, group=group, timeout=timeout)
+
+
+sent = []
+
+
+def give_up_beside_a_message(group: Any) -> str:
+    """Rank 0 gives up while something lies there that rank 1 sent and it never asked for."""
+    if dist.get_rank(group) == 1:
+        sent.append(dist.isend(torch.zeros(32, dtype=torch.uint8), 0, group))  # kept, or it is not sent
+        return "sent"
+    time.sleep(1)
+    ranks_module._break(group)
+    return "alive"
+
+
+def test_giving_up_does_not_mind_what_was_sent_before():
+    with Processes(2) as some:
+        some.ask(2, give_up_beside_a_message)
+        assert some.answer(0) == "alive"
 
 
 def test_shares_cover_every_frame_once():

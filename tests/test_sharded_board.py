@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -12,20 +13,28 @@ from temporal_vae.distributed.clip.board import Board
 from temporal_vae.errors import RankError
 
 TIMEOUT, LONG = 0.6, 1.6
+given_up = threading.Event()
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(board, "BEAT", 0.05)
+    before = set(threading.enumerate())
+    given_up.clear()
+    yield
+    given_up.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def boards(count: int, timeout: float = TIMEOUT) -> list[Board]:
     store, name = HashStore(), "test"
-    return [Board(store, name, rank, count, timeout=timeout, give_up=lambda: None) for rank in range(count)]
+    return [Board(store, name, rank, count, timeout=timeout, give_up=given_up.set) for rank in range(count)]
 
 
 def sleep_long() -> None:
-    time.sleep(LONG)
+    given_up.wait(LONG)
 
 
 def test_a_rank_that_is_done_is_not_missed():
@@ -87,5 +96,5 @@ def test_a_rank_that_fails_ends_those_who_wait_at_once():
     with pytest.raises(ValueError, match="no such thing"), second:
         raise ValueError("no such thing")
     with first, pytest.raises(RankError, match=r"rank 1 .* failed: ValueError: no such thing"):
-        first.wait(lambda: time.sleep(30), 1)
+        first.wait(lambda: given_up.wait(30), 1)
     assert time.monotonic() - begun < 20

@@ -91,6 +91,7 @@ class Board:
 
     def __enter__(self) -> Board:
         self._thread.start()
+        self._waiter.begin()
         return self
 
     def __exit__(
@@ -277,10 +278,13 @@ class _Waiter:
     def __init__(self) -> None:
         self._asked: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._loop, name="temporal-vae wait", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def start(self, work: Callable[[], object]) -> tuple[Event, list[BaseException]]:
-        """Begin; the event is set at the end, when the list holds what went wrong."""
+        """Begin to wait; the event is set at the end, when the list holds what went wrong."""
         done, errors = Event(), list[BaseException]()
 
         def run() -> None:

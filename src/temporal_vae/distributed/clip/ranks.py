@@ -23,6 +23,7 @@ from temporal_vae.errors import InputError
 TIMEOUT = 300.0
 """Seconds that a rank may give no sign of life, or come no further, before the others give up."""
 _FOREVER = timedelta(days=365)  # for a transfer: the board says when to give up
+_NOTHING = 2**31 - 1  # tag of a message that nobody sends
 
 Message = tuple[int, Tensor]
 _runs: defaultdict[str, int] = defaultdict(int)  # by group: how often its ranks have met
@@ -170,12 +171,15 @@ def together(group: Any = None, *, timeout: float = TIMEOUT) -> Iterator[Ranks]:
 
 
 def _break(group: Any) -> None:
-    """Close the connections of a group: gloo does so when a transfer takes longer than it may."""
+    """Close the connections of a group: gloo does so when a transfer takes longer than it may.
+
+    The transfer has a tag of its own: gloo ends the process where it gets a message of another size than it waits for.
+    """
     other = (dist.get_rank(group) + 1) % dist.get_world_size(group)
     other = other if group is None else dist.get_global_rank(group, other)
     if "nccl" not in str(dist.get_backend_config(group)):
         with suppress(RuntimeError):
-            work = dist.irecv(torch.empty(1, dtype=torch.uint8), other, group)
+            work = dist.irecv(torch.empty(1, dtype=torch.uint8), other, group, tag=_NOTHING)
             assert work is not None
             work.wait(timedelta(milliseconds=1))
 
