@@ -14,8 +14,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from temporal_vae.distributed import Settings, encode_dataset
-from temporal_vae.distributed.dataset.executors import Batch, Executor, Job, Report
-from temporal_vae.distributed.dataset.executors.local import LocalExecutor, MakeEncoder, make_encoder
+from temporal_vae.distributed.dataset.encode_job import Batch, EncodeJob, Report
+from temporal_vae.distributed.dataset.executors import Executor, MakeWorker, make_worker
+from temporal_vae.distributed.dataset.executors.local import LocalExecutor
 from temporal_vae.distributed.dataset.executors.ray import RayExecutor
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.shards import Record, list_shards, read_shard, write_shard
@@ -74,11 +75,11 @@ def contestants(counts: tuple[int, ...]) -> dict[str, Run]:
     return found
 
 
-def executor_of(kind: str, count: int, encoder: MakeEncoder = make_encoder) -> Executor:
+def executor_of(kind: str, count: int, make: MakeWorker = make_worker) -> Executor:
     """`local` or `ray`, with a number of workers."""
     if kind == "ray":
-        return RayExecutor(concurrency=count, encoder=encoder)
-    return LocalExecutor(workers=count, encoder=encoder)
+        return RayExecutor(concurrency=count, make=make)
+    return LocalExecutor(workers=count, make=make)
 
 
 def _ours(kind: str, count: int) -> Run:
@@ -198,7 +199,7 @@ def _key(key: str) -> tuple[str, int]:
 class Idle:
     """A worker whose model computes nothing: it reads nothing and writes shards of one number a clip."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         self._place, self._format = open_place(job.dest), job.format
 
     def __call__(self, batch: Batch) -> Report:

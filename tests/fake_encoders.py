@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from temporal_vae.distributed.dataset.executors import Batch, Job, Report
+from temporal_vae.distributed.dataset.encode_job import Batch, EncodeJob, Report
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.shards import Record, write_shard
 from temporal_vae.errors import MediaError
@@ -17,7 +17,7 @@ from temporal_vae.errors import MediaError
 class Quick:
     """Writes two numbers for each clip."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         self.job = job
         self.place = open_place(job.dest)
 
@@ -53,12 +53,12 @@ class DiesOver(Quick):
 
 
 class DiesAtStart:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         os._exit(7)
 
 
 class FailsAtStart:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         raise MediaError("nowhere: no such model")
 
 

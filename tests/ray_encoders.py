@@ -5,14 +5,14 @@ import signal
 import time
 from pathlib import Path
 
-from temporal_vae.distributed.dataset.executors import Batch, Failure, Job, Report
+from temporal_vae.distributed.dataset.encode_job import Batch, EncodeJob, Failure, Report
 from temporal_vae.errors import InputError
 
 
 class Noting:
     """Notes each clip in a file of its own below DEST, once for each time; dies over clips called `poison`."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         self._folder = Path(job.dest)
 
     def __call__(self, batch: Batch) -> Report:
@@ -32,21 +32,21 @@ class Noting:
 class Refusing:
     """A model that can't be loaded."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         raise InputError(f"{job.model.name}: no such model")
 
 
 class Dying:
     """A model that does not fit into memory."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Wrong:
     """A mistake in the code."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         pass
 
     def __call__(self, batch: Batch) -> Report:

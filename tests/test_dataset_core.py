@@ -17,7 +17,8 @@ from temporal_vae import outputs
 from temporal_vae.distributed import Settings
 from temporal_vae.distributed.dataset import locks, survey
 from temporal_vae.distributed.dataset import run as core
-from temporal_vae.distributed.dataset.executors import Batch, Deaths
+from temporal_vae.distributed.dataset.encode_job import Batch, EncodeJob
+from temporal_vae.distributed.dataset.executors import Deaths, ModelSpec
 from temporal_vae.distributed.dataset.executors.local import LocalExecutor
 from temporal_vae.distributed.dataset.executors.processes import WorkerError
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor, rank_of_launcher
@@ -27,7 +28,7 @@ from temporal_vae.distributed.dataset.run import Run
 from temporal_vae.errors import InputError, MediaError
 
 CLIP = 4
-HERE = RankExecutor(rank=0, world_size=1, encoder=Quick)
+HERE = RankExecutor(rank=0, world_size=1, make=Quick)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def run(source: Path, dest: Path, executor, **how) -> dict:
 
 
 def test_a_batch_whose_worker_died_comes_again(videos, tmp_path):
-    told = run(videos / "a.mp4", tmp_path, LocalExecutor(workers=1, encoder=DiesOnce))
+    told = run(videos / "a.mp4", tmp_path, LocalExecutor(workers=1, make=DiesOnce))
     assert (told["encoded"], told["exit_code"]) == (3, 0)
     assert set(records(tmp_path)) == {row["identity"] for row in index(tmp_path)}
     assert len(list(tmp_path.glob("*.died"))) == len(list((tmp_path / "shards").iterdir())) > 1
@@ -76,7 +77,7 @@ def test_a_worker_holds_no_more_than_it_may(videos, tmp_path, monkeypatch):
 
             return super().run(job, counted())
 
-    executor = Counts(rank=0, world_size=1, encoder=Quick)
+    executor = Counts(rank=0, world_size=1, make=Quick)
     told = run(videos, tmp_path / "free", executor)
     assert told["encoded"] == sum(sizes)
     assert max(sizes) == 2
@@ -89,7 +90,7 @@ def test_a_worker_holds_no_more_than_it_may(videos, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_clip_that_kills_its_worker_alone_is_quarantined(videos, tmp_path):
-    told = run(videos, tmp_path, LocalExecutor(workers=2, encoder=DiesOver))
+    told = run(videos, tmp_path, LocalExecutor(workers=2, make=DiesOver))
     assert (told["encoded"], told["left_out"]["failed"], told["exit_code"]) == (8, 1, 3)
     (line,) = quarantine(tmp_path)
     assert line["source"] == "bad.mp4"
@@ -104,7 +105,9 @@ def test_a_clip_that_kills_its_worker_alone_is_quarantined(videos, tmp_path):
 def test_deaths_are_counted_for_each_batch():
     clip = object.__new__(type("Clip", (), {"identity": "a"}))
     other = object.__new__(type("Clip", (), {"identity": "b"}))
-    batch, deaths = Batch(number=0, clips=(clip, other)), Deaths()  # type: ignore[arg-type]
+    model = ModelSpec(name="none", subfolder=None, device="cpu", identity="")
+    deaths = Deaths(EncodeJob(model=model, settings=Settings(), dest="none", format="tar"))
+    batch = Batch(number=0, clips=(clip, other))  # type: ignore[arg-type]
     assert deaths.after(batch) == deaths.after(batch) == ([batch], None)
     singles, report = deaths.after(batch)
     assert ([each.clips for each in singles], report) == ([(clip,), (other,)], None)
@@ -120,7 +123,7 @@ def test_deaths_are_counted_for_each_batch():
 )
 def test_workers_that_cannot_work_end_the_run(videos, tmp_path, encoder, error, reason):
     with pytest.raises(error, match=reason):
-        run(videos, tmp_path, LocalExecutor(workers=1, encoder=encoder))
+        run(videos, tmp_path, LocalExecutor(workers=1, make=encoder))
     assert run(videos, tmp_path, HERE)["exit_code"] == 0
 
 
@@ -128,7 +131,7 @@ def test_workers_that_cannot_work_end_the_run(videos, tmp_path, encoder, error, 
 
 
 def test_ranks_share_the_clips_and_the_last_leaves_the_index(videos, tmp_path):
-    ranks = [RankExecutor(rank=number, world_size=3, encoder=Quick) for number in range(3)]
+    ranks = [RankExecutor(rank=number, world_size=3, make=Quick) for number in range(3)]
     told = [run(videos, tmp_path, rank, settings=Settings(clip_frames=1)) for rank in ranks]
     assert sum(each["encoded"] for each in told) == 36
     assert [each["waiting"] for each in told][-1] == 0
@@ -136,7 +139,7 @@ def test_ranks_share_the_clips_and_the_last_leaves_the_index(videos, tmp_path):
     assert len(records(tmp_path)) == 36
     assert {row["identity"] for row in index(tmp_path)} == set(records(tmp_path))
     other = [
-        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, encoder=Quick)) for number in range(2)
+        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, make=Quick)) for number in range(2)
     ]
     assert sum(each["encoded"] for each in other) == 9
     assert run(videos, tmp_path, HERE)["encoded"] == 0
@@ -145,7 +148,7 @@ def test_ranks_share_the_clips_and_the_last_leaves_the_index(videos, tmp_path):
 def test_ranks_of_a_launcher_wait_for_each_other(videos, tmp_path):
     """It ends all of them when the first says that something was left out."""
     first, second = (
-        RankExecutor(rank=number, world_size=2, encoder=Quick, together=not number) for number in range(2)
+        RankExecutor(rank=number, world_size=2, make=Quick, together=not number) for number in range(2)
     )
     settings, told = Settings(clip_frames=1), {}
     other = Thread(target=lambda: told.update(run(videos, tmp_path, first, settings=settings)))
@@ -167,7 +170,7 @@ def test_ranks_read_each_video_once(videos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(survey, "probe_all", counted)
     for number in range(2):
-        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, encoder=Quick))
+        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, make=Quick))
     assert len(asked) == len(set(asked)) == 3
 
 
@@ -185,8 +188,8 @@ def test_torchrun_tells_the_rank(monkeypatch):
 
 def test_two_drivers_exclude_each_other_and_ranks_do_not(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_PATIENCE", 0.1)
-    first, second = (RankExecutor(rank=number, world_size=2, encoder=Quick) for number in range(2))
-    other = RankExecutor(rank=0, world_size=3, encoder=Quick)
+    first, second = (RankExecutor(rank=number, world_size=2, make=Quick) for number in range(2))
+    other = RankExecutor(rank=0, world_size=3, make=Quick)
 
     def request(executor) -> Request:
         return Request(source=videos, dest=tmp_path, executor=executor, device="cpu")
@@ -244,7 +247,7 @@ def test_shards_that_somebody_removed_are_made_again(videos, tmp_path):
 
 def test_shards_of_ranks_that_somebody_removed_are_made_again(videos, tmp_path):
     for number in range(2):
-        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, encoder=Quick))
+        run(videos, tmp_path, RankExecutor(rank=number, world_size=2, make=Quick))
     for shard in (tmp_path / "shards").iterdir():
         shard.unlink()
     assert run(videos, tmp_path, HERE)["encoded"] == 9
@@ -309,7 +312,7 @@ def test_ranks_on_two_machines_see_what_the_other_did(videos, tmp_path, monkeypa
     dest, told = f"memory://{tmp_path.name}", []
     for number in range(2):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine {number}"))
-        rank = RankExecutor(rank=number, world_size=2, encoder=Quick)
+        rank = RankExecutor(rank=number, world_size=2, make=Quick)
         told.append(run(videos, dest, rank, settings=Settings(clip_frames=1)))
     assert told[0]["waiting"] == told[1]["encoded"] > 0
     assert told[1]["waiting"] == 0

@@ -24,18 +24,19 @@ from latent_folders import write_dataset
 from video_files import render, scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video
-from temporal_vae.distributed import LatentDataset, decode_dataset
+from temporal_vae.distributed import LatentDataset, LocalExecutor, RankExecutor, decode_dataset
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.request import Progress
 from temporal_vae.distributed.dataset.sampling import draw
 from temporal_vae.distributed.dataset.shards import FORMATS, Format, Record
-from temporal_vae.errors import InputError, LatentFileError, MediaError, MemoryLimitError
+from temporal_vae.errors import InputError, LatentFileError, MediaError
 from temporal_vae.media.reader import VideoReader
 from temporal_vae.video.coder import to_frames, to_tensor
 from temporal_vae.video.latents import ModelIdentity
 
 TIMES = [Fraction(0), Fraction(1, 25), Fraction(2, 25), Fraction(1, 5), Fraction(6, 25)]  # at a variable rate
-LOSSLESS: dict[str, Any] = {"codec": "ffv1", "workers": 0}
+HERE = RankExecutor(rank=0, world_size=1)
+LOSSLESS: dict[str, Any] = {"codec": "ffv1", "executor": HERE}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_the_rate_is_that_of_the_clip(tmp_path: Path, clips: list[Record]) -> No
         },
     )
     write_dataset(tmp_path / "latents", [steady])
-    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     with VideoReader(tmp_path / "videos" / summary.folder / f"{steady.identity}.mp4") as reader:
         (clip,) = reader.clips(25)
         assert reader.rate == Fraction(30000, 1001)
@@ -125,7 +126,7 @@ def test_the_rate_is_that_of_the_clip(tmp_path: Path, clips: list[Record]) -> No
 
 def test_the_index_says_which_video_is_of_what(tmp_path: Path, clips: list[Record]) -> None:
     write_dataset(tmp_path / "latents", clips, listed=[0, 1, 0], more={"caption": ["a", "b", "c"]})
-    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (summary.rows, summary.clips, summary.decoded) == (3, 2, 2)
     rows = pq.read_table(tmp_path / "videos" / "index.parquet").to_pylist()
     assert [row["caption"] for row in rows] == ["a", "b", "c"]
@@ -140,18 +141,18 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_apart(
     tmp_path: Path, clips: list[Record], by_engine: dict[str, int]
 ) -> None:
     write_dataset(tmp_path / "latents", clips)
-    first = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    first = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "videos").rglob("*.mp4")}
     done = by_engine["decode"]
-    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (again.decoded, again.found) == (0, 3)
     assert by_engine["decode"] == done
     (tmp_path / "videos" / first.folder / f"{clips[1].identity}.mp4").unlink()
-    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (again.decoded, again.found, by_engine["decode"]) == (1, 2, done + 1)
     folders = {first.folder}
     for options in ({"crf": 30}, {"sample": 1}, {"dtype": "bfloat16"}):
-        other = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0, **options)
+        other = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE, **options)
         assert (other.decoded, other.found) == (3, 0)
         folders.add(other.folder)
     assert len(folders) == 4
@@ -170,13 +171,13 @@ def test_another_decoder_makes_other_videos(
     tmp_path: Path, vae: AutoencoderKLTemporalDecoder, clips: list[Record]
 ) -> None:
     write_dataset(tmp_path / "latents", clips[:1])
-    first = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    first = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     tuned = AutoencoderKLTemporalDecoder.from_embedded()
     with torch.no_grad():
         tuned.decoder.conv_out.bias += 0.5
     tuned.save_pretrained(tmp_path / "tuned")
     second = decode_dataset(
-        tmp_path / "latents", tmp_path / "videos", workers=0, model=str(tmp_path / "tuned")
+        tmp_path / "latents", tmp_path / "videos", executor=HERE, model=str(tmp_path / "tuned")
     )
     assert first.folder != second.folder
     assert second.decoded == 1
@@ -216,7 +217,7 @@ def test_latents_that_cannot_be_decoded_are_listed_and_the_others_decoded(
         _broken(good, 5, meta={"size": None}),
     ]
     write_dataset(tmp_path / "latents", [*bad, good])
-    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (summary.clips, summary.decoded, summary.left_out, summary.exit_code) == (6, 1, 5, 3)
     found = {line["identity"]: line["reason"] for line in lines_of(tmp_path / "videos" / "quarantine.jsonl")}
     assert set(found) == {record.identity for record in bad}
@@ -225,13 +226,13 @@ def test_latents_that_cannot_be_decoded_are_listed_and_the_others_decoded(
         assert "\n" not in found[f"{number:032x}"]
     assert len(pq.read_table(tmp_path / "videos" / "index.parquet")) == 1
 
-    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (again.decoded, again.found, again.left_out, again.exit_code) == (0, 1, 5, 3)
     mended = [Record(identity=f"{n:032x}", tensors=good.tensors, meta=good.meta) for n in range(1, 6)]
     write_dataset(tmp_path / "latents", [*mended, good])
-    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (again.decoded, again.left_out) == (0, 5)
-    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0, retry_quarantined=True)
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE, retry_quarantined=True)
     assert (again.decoded, again.left_out, again.exit_code) == (5, 0, 0)
     assert lines_of(tmp_path / "videos" / "quarantine.jsonl") == []
 
@@ -240,7 +241,7 @@ def test_the_first_that_is_broken_can_end_the_run(tmp_path: Path, clips: list[Re
     bad = _broken(clips[0], 1, meta={"fps": "fast"})
     write_dataset(tmp_path / "latents", [clips[0], bad, clips[1]])
     with pytest.raises(LatentFileError, match=r"clip 0+1: "):
-        decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0, fail_fast=True)
+        decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE, fail_fast=True)
     assert len(list((tmp_path / "videos").rglob("*.mp4"))) == 1
     assert [line["identity"] for line in lines_of(tmp_path / "videos" / "quarantine.jsonl")] == [bad.identity]
 
@@ -251,14 +252,14 @@ def test_a_shard_that_is_gone_leaves_out_its_clips(tmp_path: Path, clips: list[R
     shard = place.list("shards")[0]
     data = place.read(shard)
     place.remove(shard)
-    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert summary.left_out + summary.decoded == 3
     assert summary.left_out in (1, 2)
     assert all(
         "no such file" in line["reason"] for line in lines_of(tmp_path / "videos" / "quarantine.jsonl")
     )
     place.write(shard, data)  # what is out of reach may be there another time
-    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert (again.decoded, again.left_out) == (summary.left_out, 0)
 
 
@@ -316,7 +317,7 @@ def test_places_may_be_elsewhere(
     source = open_place("memory://bucket/files")
     encode_video(render(tmp_path / "in.mkv", scene(3)), tmp_path / "in.safetensors")
     source.write("in.safetensors", (tmp_path / "in.safetensors").read_bytes())
-    assert decode_dataset(source.url, tmp_path / "local", workers=0).decoded == 1
+    assert decode_dataset(source.url, tmp_path / "local", executor=HERE).decoded == 1
 
 
 def test_a_full_disk_loses_nothing(
@@ -334,18 +335,31 @@ def test_a_full_disk_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(MediaError, match=r"can't be written .no space left on device"):
-            decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+            decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     kept = list((tmp_path / "videos").rglob("*"))
     assert not [path for path in kept if ".part" in path.name]
-    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0)
+    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", executor=HERE)
     assert summary.decoded + summary.found == 3
     assert summary.found >= 1
 
 
-def test_a_limit_that_is_too_small_ends_the_run(tmp_path: Path, clips: list[Record]) -> None:
+def test_clips_beyond_the_limit_are_left_out_until_it_is_larger(
+    tmp_path: Path, vae: AutoencoderKLTemporalDecoder, clips: list[Record]
+) -> None:
     write_dataset(tmp_path / "latents", clips)
-    with pytest.raises(MemoryLimitError):
-        decode_dataset(tmp_path / "latents", tmp_path / "videos", workers=0, memory_limit="1kB")
+    peaks = [
+        min(rung.peak for rung in vae.plan_decode(num_frames=frames, height=height, width=width).ladder)
+        for frames, height, width in ((2, 32, 48), (5, 32, 48))
+    ]
+    limit = sum(peaks) // 2
+    summary = decode_dataset(tmp_path / "latents", tmp_path / "videos", **LOSSLESS, memory_limit=limit)
+    assert (summary.decoded, summary.left_out, summary.exit_code) == (1, 2, 3)
+    for line in lines_of(tmp_path / "videos" / "quarantine.jsonl"):
+        assert line["reason"].startswith(f"{line['path']}: memory limit ")
+        assert "raise the limit" in line["reason"]
+    again = decode_dataset(tmp_path / "latents", tmp_path / "videos", **LOSSLESS)
+    assert (again.decoded, again.found, again.left_out) == (2, 1, 0)
+    assert lines_of(tmp_path / "videos" / "quarantine.jsonl") == []
 
 
 def test_what_does_not_go_is_refused_before_anything_is_decoded(
@@ -394,7 +408,11 @@ def test_processes_decode_the_same_and_one_that_is_killed_is_replaced(
             process.kill()
 
     summary = decode_dataset(
-        tmp_path / "latents", tmp_path / "videos", codec="ffv1", workers=1, progress=kill_one
+        tmp_path / "latents",
+        tmp_path / "videos",
+        codec="ffv1",
+        executor=LocalExecutor(workers=1),
+        progress=kill_one,
     )
     assert killed
     assert (summary.decoded, summary.left_out) == (4, 0)
@@ -447,9 +465,10 @@ def test_the_command_exits_with_3_where_something_is_left_out(
 
 _DRIVER = """
 import sys
-from temporal_vae.distributed import decode_dataset
+from temporal_vae.distributed import RankExecutor, decode_dataset
 if __name__ == "__main__":
-    decode_dataset(sys.argv[1], sys.argv[2], codec="ffv1", workers=0)
+    here = RankExecutor(rank=0, world_size=1)
+    decode_dataset(sys.argv[1], sys.argv[2], codec="ffv1", executor=here)
 """
 
 

@@ -19,7 +19,8 @@ from processes import free_port
 from video_folders import BROKEN, assert_same, index, quarantine, records, summary, write_videos
 
 from temporal_vae.distributed import Settings, encode_dataset
-from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Job, ModelSpec, Report
+from temporal_vae.distributed.dataset.encode_job import Batch, ClipTask, EncodeJob, Report
+from temporal_vae.distributed.dataset.executors import ModelSpec
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.executors.ray import RayExecutor
 from temporal_vae.errors import InputError
@@ -84,9 +85,9 @@ def clip(number: int, source: str = "video") -> ClipTask:
     )
 
 
-def job(dest: Path) -> Job:
+def job(dest: Path) -> EncodeJob:
     model = ModelSpec(name="none", subfolder=None, device="cpu", identity="")
-    return Job(model=model, settings=Settings(), dest=str(dest), format="tar")
+    return EncodeJob(model=model, settings=Settings(), dest=str(dest), format="tar")
 
 
 def without_model(encoder: Any, dest: Path, batches: Iterable[Batch]) -> Iterator[Report]:
@@ -95,7 +96,7 @@ def without_model(encoder: Any, dest: Path, batches: Iterable[Batch]) -> Iterato
 
     cloudpickle.register_pickle_by_value(ray_encoders)  # actors don't find it
     dest.mkdir()
-    return RayExecutor(concurrency=2, encoder=encoder).run(job(dest), batches)
+    return RayExecutor(concurrency=2, make=encoder).run(job(dest), batches)
 
 
 def test_ray_makes_the_same_as_one_process(videos, alone, tmp_path):
@@ -130,7 +131,7 @@ def test_no_machine_has_room():
 
     ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=STORE, log_to_driver=False)
     try:
-        assert RayExecutor().workers == 1
+        assert RayExecutor().at_once() == 1
         with pytest.raises(
             InputError, match=r"room for a worker of 1 CPU and 1 GPU \(there are 1 CPU, 0 GPU\)"
         ):

@@ -11,7 +11,7 @@ from video_folders import cropped, read_straight
 
 from temporal_vae.distributed.dataset import reading
 from temporal_vae.distributed.dataset.clips import cut
-from temporal_vae.distributed.dataset.executors import ClipTask
+from temporal_vae.distributed.dataset.encode_job import ClipTask
 from temporal_vae.distributed.dataset.planning import ModelFacts, plan_of
 from temporal_vae.distributed.dataset.probing import Probe, Unreadable, probe, probe_all
 from temporal_vae.distributed.dataset.reading import ClipReader

@@ -29,12 +29,13 @@ from video_folders import (
     write_videos,
 )
 
+from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.distributed import Settings, encode_dataset
 from temporal_vae.distributed.dataset import survey
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.probing import probe
 from temporal_vae.distributed.dataset.run import Request, Run
-from temporal_vae.errors import InputError, MediaError
+from temporal_vae.errors import InputError
 
 ALONE = RankExecutor(rank=0, world_size=1)  # in this process, which is quicker to begin
 CLIP = 5
@@ -424,14 +425,23 @@ def test_a_model_that_is_not_there(tmp_path):
         encode(tmp_path, tmp_path / "latents", model=str(tmp_path / "nowhere"))
 
 
-def test_a_memory_limit_that_is_too_small_ends_the_run(tmp_path):
-    render(tmp_path / "0.mp4", scene(5))
-    with pytest.raises(MediaError, match=r"limit .* run again to go on"):
-        encode(tmp_path, tmp_path / "latents", memory_limit=1000)
+def test_clips_beyond_the_memory_limit_are_left_out_until_it_is_larger(tmp_path):
+    render(tmp_path / "small.mp4", scene(5, 16, 16))
+    render(tmp_path / "large.mp4", scene(5, 128, 128))
+    model = AutoencoderKLTemporalDecoder.from_embedded()
+    limit = model.plan_encode(num_frames=1, height=128, width=128).ladder[-1].peak - 1
+    told = encode(tmp_path, tmp_path / "latents", memory_limit=limit)
+    assert (told["encoded"], told["left_out"]["failed"], told["exit_code"]) == (1, 1, 3)
+    (line,) = quarantine(tmp_path / "latents")
+    assert line["reason"].startswith("large.mp4: memory limit ")
+    assert "raise the limit" in line["reason"]
+    again = encode(tmp_path, tmp_path / "latents")
+    assert (again["encoded"], again["found"], again["exit_code"]) == (1, 1, 0)
+    assert quarantine(tmp_path / "latents") == []
 
 
 def test_latents_that_are_not_finite_are_a_failure(tmp_path, monkeypatch):
-    from temporal_vae.distributed.dataset.worker import Encoder
+    from temporal_vae.distributed.dataset.encoder import Encoder
 
     render(tmp_path / "0.mp4", scene(10))
     real = Encoder._posterior

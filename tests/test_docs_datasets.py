@@ -74,8 +74,7 @@ def here(commands: str) -> None:
             continue
         command, _, exit_code = each.partition("|| test $? -eq ")
         words = shlex.split(command, comments=True)[1:]
-        words += ["--workers", "0"] if "decode" in words[0] else ["--rank", "0", "--world-size", "1"]
-        assert run(*words) == int(exit_code or 0)
+        assert run(*words, "--workers", "0") == int(exit_code or 0)
 
 
 def test_every_block_is_run_here():
@@ -115,6 +114,7 @@ def test_resuming(folder, capsys):
 def test_ranks(folder):
     shell(folder, block("torchrun"))
     assert len(index(folder / "latents")) == 11
+    assert len(list((folder / "seen").rglob("*.mp4"))) == 11
 
 
 @pytest.mark.slow
@@ -130,14 +130,16 @@ def test_an_array_of_slurm(folder):
 def test_a_cluster(folder, monkeypatch):
     port = free_port()
     commands = block("ray start").replace("6379", str(port)).replace("head:", "127.0.0.1:")
-    mode, token, head, other, encode = (line.partition(" #")[0] for line in commands.splitlines())
+    mode, token, head, other, encode, decode = (line.partition(" #")[0] for line in commands.splitlines())
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv(*mode.removeprefix("export ").strip().split("="))
     shell(folder, token)
     small = "--block --num-cpus 1 --object-store-memory 80000000"
     with started(f"{head} {small} --include-dashboard=false", port), started(f"{other} {small}", port):
         shell(folder, encode)
+        shell(folder, decode)
     assert len(index(folder / "latents")) == 11
+    assert len(list((folder / "seen").rglob("*.mp4"))) == 11
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import click
 
 from temporal_vae import interrupts
 from temporal_vae.cli.console import print_json
+from temporal_vae.cli.executors import takes_executor
 from temporal_vae.cli.options import (
     DTYPES,
     ClipFramesType,
@@ -21,6 +22,7 @@ from temporal_vae.cli.options import (
     quality_option,
     rate_option,
     reading_options,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from temporal_vae.distributed.dataset.run import Run
     from temporal_vae.distributed.dataset.settings import Settings
     from temporal_vae.distributed.dataset.summary import Summary
+
+failure_options = together(
+    click.option("--fail-fast", is_flag=True, help="Let the first that fails end the run."),
+    click.option("--retry-quarantined", is_flag=True, help="Try again what failed before."),
+)
 
 _CUTTING = ("clip_frames", "stride", "fps", "pick", "clips", "short", "multiple")
 _STORING = ("dtype", "latent_dtype", "sample", "background", "hdr", "damaged", "deinterlace")
@@ -93,46 +100,21 @@ _STORING = ("dtype", "latent_dtype", "sample", "background", "hdr", "damaged", "
     help="WebDataset shards, Parquet, or a safetensors file for each clip.",
 )
 @click.option("--clips-per-shard", type=click.IntRange(min=1), default=64, show_default=True, help="At most.")
-@click.option(
-    "--executor",
-    type=click.Choice(("local", "ray")),
-    help="Processes of this machine (the default), or a Ray cluster.",
-)
-@click.option(
-    "--workers",
-    "--concurrency",
-    type=click.IntRange(min=1),
-    help="How many, of Ray at the most; by default by the cores or GPUs.",
-)
-@click.option(
-    "--address",
-    help="Of an existing Ray cluster, host:port or auto; by default one of this machine is started.",
-)
-@click.option("--gpus", type=click.FloatRange(min=0), help="Of each worker of Ray, also 0.5; by --device.")
-@click.option(
-    "--rank", type=click.IntRange(min=0), help="Of this process, of several that encode a share each."
-)
-@click.option("--world-size", type=click.IntRange(min=1), help="How many such processes there are.")
+@takes_executor
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where to keep the ledger; by default in DEST.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and end.")
-@click.option("--fail-fast", is_flag=True, help="Let the first video or clip that fails end the run.")
-@click.option("--retry-quarantined", is_flag=True, help="Try again what failed before.")
+@failure_options
 @json_option
 def encode_dataset(
     source: str,
     dest: str,
     area: tuple[int, int | None] | None,
     size: tuple[int, int | None] | None,
-    executor: str | None,
-    workers: int | None,
-    address: str | None,
-    gpus: float | None,
-    rank: int | None,
-    world_size: int | None,
+    executor: Executor,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -150,13 +132,12 @@ def encode_dataset(
     from temporal_vae.distributed.dataset.run import Run
 
     settings = _settings(area, size, {name: options.pop(name) for name in (*_CUTTING, *_STORING)})
-    chosen = _executor(executor, workers, address, gpus, rank, world_size, options["device"])
-    request = Request(source=source, dest=dest, settings=settings, executor=chosen, **options)
+    request = Request(source=source, dest=dest, settings=settings, executor=executor, **options)
     interrupts.be_careful()  # there are processes to end
     with _progress() as watch, Run(request, watch) as run:
         if dry_run and as_json:
             print_json(run.plan.to_json() | {"missing": len(run.missing)})
-        if not as_json and not getattr(chosen, "rank", 0):
+        if not as_json and not executor.share.rank:
             _show_plan(run)
         if dry_run:
             return
@@ -194,15 +175,10 @@ def encode_dataset(
 )
 @model_options
 @memory_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="How many processes; by default by the cores or GPUs. 0 decodes in this one.",
-)
-@click.option("--fail-fast", is_flag=True, help="Let the first latents that can't be decoded end the run.")
-@click.option("--retry-quarantined", is_flag=True, help="Try again what failed before.")
+@takes_executor
+@failure_options
 @json_option
-def decode_dataset(source: str, dest: str, as_json: bool, **options: Any) -> None:
+def decode_dataset(source: str, dest: str, executor: Executor, as_json: bool, **options: Any) -> None:
     """Turn a dataset of latents back into videos.
 
     SOURCE is what encode-dataset wrote, or a folder of latent files of encode. DEST gets a video of each clip, or of
@@ -216,11 +192,12 @@ def decode_dataset(source: str, dest: str, as_json: bool, **options: Any) -> Non
 
     interrupts.be_careful()  # there are processes to end
     with _progress() as watch:
-        summary = run(source, dest, progress=watch, **options)
+        summary = run(source, dest, executor=executor, progress=watch, **options)
     if as_json:
         print_json(summary.to_json())
     else:
         words = f"{summary.decoded:,} videos decoded, {summary.found:,} were there"
+        words += f", {summary.waiting:,} are of other ranks" if summary.waiting else ""
         click.echo(f"{dest}/{summary.folder}: {words}; {summary.left_out or 'nothing'} left out")
     click.get_current_context().exit(summary.exit_code)
 
@@ -236,37 +213,6 @@ def _settings(
         raise click.UsageError("--area and --size exclude each other: choose buckets or one size.")
     pixels = None if area is None else area[0] * (area[1] or 1)
     return Settings(area=pixels, size=None if size is None else (size[0], size[1] or 0), **values)
-
-
-def _executor(
-    name: str | None,
-    workers: int | None,
-    address: str | None,
-    gpus: float | None,
-    rank: int | None,
-    world_size: int | None,
-    device: str,
-) -> Executor:
-    """Who encodes, by the options; torchrun's ranks where nobody is named."""
-    from temporal_vae.distributed.dataset.executors.local import LocalExecutor, default_workers
-    from temporal_vae.distributed.dataset.executors.ranks import RankExecutor, rank_of_launcher
-
-    if (rank is None) != (world_size is None):
-        raise click.UsageError("--rank and --world-size go together.")
-    if rank is not None and world_size is not None:
-        if name is not None or workers is not None:
-            raise click.UsageError("--rank: a rank encodes by itself; leave out --executor and --workers.")
-        if rank >= world_size:
-            raise click.BadParameter(f"{rank} of {world_size}: ranks count from 0", param_hint="--rank")
-        return RankExecutor(rank=rank, world_size=world_size)
-    if name == "ray":
-        from temporal_vae.distributed.dataset.executors.ray import RayExecutor
-
-        return RayExecutor(address=address, concurrency=workers, gpus=gpus)
-    if address is not None or gpus is not None:
-        raise click.UsageError("--address and --gpus are of a Ray cluster: name --executor ray.")
-    launched = rank_of_launcher() if name is None else None
-    return launched or LocalExecutor(workers=workers or default_workers(device))
 
 
 def _show_plan(run: Run) -> None:

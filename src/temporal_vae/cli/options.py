@@ -118,7 +118,9 @@ class ColorType(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
         return value
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator of several options, in this order."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -137,7 +139,7 @@ quality_option = click.option(
     help="Quality of H.264, 0 (best) to 51.",
 )
 
-reading_options = _together(
+reading_options = together(
     click.option(
         "--background",
         type=ColorType(),
@@ -168,7 +170,7 @@ reading_options = _together(
     ),
 )
 
-selection_options = _together(
+selection_options = together(
     click.option("--start", type=click.FloatRange(min=0), help="Seconds to skip at the beginning."),
     click.option("--frames", type=click.IntRange(min=1), help="The most frames to read."),
     rate_option,
@@ -180,7 +182,7 @@ selection_options = _together(
     reading_options,
 )
 
-cut_options = _together(
+cut_options = together(
     click.option(
         "--clip-frames",
         type=ClipFramesType(),
@@ -198,7 +200,7 @@ cut_options = _together(
     ),
 )
 
-output_options = _together(
+output_options = together(
     click.option(
         "--codec",
         type=click.Choice(("h264", "ffv1", "png", "gif")),
@@ -248,7 +250,7 @@ device_option = click.option(
 )
 
 
-model_options = _together(
+model_options = together(
     click.option(
         "--model", default="embedded", show_default=True, help="Folder, Hugging Face id, or `embedded`."
     ),

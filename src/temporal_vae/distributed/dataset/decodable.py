@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from temporal_vae.autoencoders.base import Autoencoder
-from temporal_vae.distributed.dataset.decoder import DecodeTask, at_hand
+from temporal_vae.distributed.dataset.decode_job import DecodeTask
+from temporal_vae.distributed.dataset.decoder import at_hand
 from temporal_vae.distributed.dataset.index import INDEX, read_index
 from temporal_vae.distributed.dataset.places import Place
 from temporal_vae.distributed.dataset.summary import DATASET

@@ -1,10 +1,10 @@
-"""What processes of decode-dataset run: the latents of one clip, or of one latent file, into one video."""
+"""What workers of `decode-dataset` do: the latents of one clip, or of one latent file, into one video."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
@@ -13,15 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.autoencoders.loading import load_named
-from temporal_vae.distributed.dataset.executors import ModelSpec
-from temporal_vae.distributed.dataset.identity import model_digest
+from temporal_vae.distributed.dataset.decode_job import DecodeJob, DecodeTask, Outcome
 from temporal_vae.distributed.dataset.places import Place, open_place
 from temporal_vae.distributed.dataset.planning import Kind
 from temporal_vae.distributed.dataset.sampling import draw
-from temporal_vae.distributed.dataset.settings import digest
-from temporal_vae.distributed.dataset.shards import Format, Record, read_record
+from temporal_vae.distributed.dataset.shards import Record, read_record
 from temporal_vae.errors import (
     InputError,
     LatentFileError,
@@ -32,120 +29,9 @@ from temporal_vae.errors import (
 )
 from temporal_vae.media.frames import Frames
 from temporal_vae.media.writer import VideoWriter
-from temporal_vae.video.coder import CLIP_FRAMES, Coder
-from temporal_vae.video.latents import ENCODING, ModelIdentity
+from temporal_vae.video.coder import Coder
+from temporal_vae.video.latents import ModelIdentity
 from temporal_vae.video.pipeline import decode_video
-
-SUFFIXES = {"h264": ".mp4", "ffv1": ".mkv", "gif": ".gif"}
-_PROBED = 4  # values of each tensor of a decoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeSettings:
-    """What changes a pixel of the videos, or their files.
-
-    Attributes:
-        dtype: to compute in.
-        codec: `h264` (.mp4), `ffv1` (.mkv, lossless) or `gif`.
-        crf: quality of H.264, 0 (best) to 51.
-        sample: seed of samples to decode; None decodes means. Stored samples are decoded as they are.
-        clip_frames: frames of a latent file that are decoded as one clip; None for all. A clip of a dataset is one.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    dtype: str = "float32"
-    codec: str = "h264"
-    crf: int = 18
-    sample: int | None = None
-    clip_frames: int | None = CLIP_FRAMES
-
-    def __post_init__(self) -> None:
-        if self.codec not in SUFFIXES:
-            raise InputError(f"codec={self.codec!r}: choose {', '.join(SUFFIXES)}")
-        if not 0 <= self.crf <= 51:
-            raise InputError(f"crf={self.crf}: 0 (best) to 51")
-        if self.clip_frames is not None and self.clip_frames < 1:
-            raise InputError(f"clip_frames={self.clip_frames}: at least 1, or None for all")
-
-    @property
-    def suffix(self) -> str:
-        """Of the videos."""
-        return SUFFIXES[self.codec]
-
-    def digest(self, vae: Autoencoder) -> str:
-        """Hash of the settings and the model, its decoder included."""
-        model = {"identity": model_digest(ModelIdentity.of(vae)), "decoder": _decoder_probe(vae)}
-        values = asdict(self) | ({} if self.codec == "h264" else {"crf": None})
-        return digest({"settings": values, "model": model})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeTask:
-    """One video to make.
-
-    Attributes:
-        identity: of the clip, or the first 32 digits of the hash of a latent file; what the video is called.
-        path: for people: the video that a clip is of, or the latent file.
-        shard: where the latents lie, from the folder of the source.
-        format: of the shard; None is a latent file.
-        at: where in the shard.
-    """
-
-    identity: str
-    path: str
-    shard: str
-    format: Format | None = None
-    at: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeJob:
-    """What a worker is made of.
-
-    Attributes:
-        model: to decode with.
-        settings: how.
-        digest: what `settings.digest` gives of the model.
-        source: folder of the latents.
-        dest: folder of the videos.
-        folder: in `dest`, of this run's videos.
-        memory_limit: bytes that one worker may take above the loaded model; None is what the planner finds free.
-        threads: of torch in one worker; None leaves them.
-    """
-
-    model: ModelSpec
-    settings: DecodeSettings
-    digest: str
-    source: str
-    dest: str
-    folder: str
-    memory_limit: int | None = None
-    threads: int | None = None
-
-    def video_of(self, identity: str) -> str:
-        """The file of a clip in `dest`."""
-        return f"{self.folder}/{identity}{self.settings.suffix}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a task: a video that is on the disk, or why there is none.
-
-    Attributes:
-        identity: of the task.
-        frames: of the video.
-        seconds: that the video lasts, at its nominal rate.
-        reason: why these latents can't be decoded.
-        kind: `failed`, or `unreadable` where another time might be better: a shard is gone, or out of reach.
-    """
-
-    identity: str
-    frames: int = 0
-    seconds: float = 0.0
-    reason: str | None = None
-    kind: Kind = "failed"
 
 
 class Decoder:
@@ -172,7 +58,7 @@ class Decoder:
 
         Raises:
             MediaError: the video can't be written.
-            MemoryLimitError: the clip can't be decoded within the limit, or the memory there is.
+            MemoryLimitError: out of memory.
         """
         try:
             with self._dest.scratch(self._job.folder) as folder:
@@ -180,7 +66,9 @@ class Decoder:
                 frames, rate = self._decode(task, video)
                 self._dest.take(video, self._job.video_of(task.identity))
         except _Unfit as error:
-            return Outcome(identity=task.identity, reason=one_line(error), kind=error.kind)
+            kind: Kind = "unreadable" if isinstance(error.reason, MediaError) else "failed"
+            passing = not isinstance(error.reason, LatentFileError)
+            return Outcome(identity=task.identity, reason=one_line(error), kind=kind, passing=passing)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MemoryLimitError(
                 f"{task.path}: out of memory; set a memory limit, or fewer workers"
@@ -191,14 +79,17 @@ class Decoder:
         """Write a video; how many frames it has, and its rate."""
         if task.format is None:
             return self._decode_file(task, video)
-        with _unfit():
+        with _unfit(task):
             record = read_record(self._source, task.shard, task.format, task.identity, task.at)
             clip = _Clip.of(record, self._model, self._vae.spatial_factor)
         settings = self._job.settings
         latents = clip.latents
         if settings.sample is not None and clip.logvar is not None:
             latents = draw(latents, clip.logvar, settings.sample, task.identity)
-        frames = self._frames(latents, clip.size)
+        try:
+            frames = self._frames(latents, clip.size)
+        except MemoryLimitError as error:
+            raise _Unfit(task, error) from error
         with VideoWriter(
             video, rate=clip.rate, codec=settings.codec, crf=settings.crf, time_base=clip.time_base
         ) as writer:
@@ -218,7 +109,7 @@ class Decoder:
     def _decode_file(self, task: DecodeTask, video: Path) -> tuple[int, Fraction]:
         settings = self._job.settings
         with ExitStack() as stack:
-            with _unfit():
+            with _unfit(task):
                 path = stack.enter_context(at_hand(self._source, task.shard))
             try:
                 info = decode_video(
@@ -231,8 +122,8 @@ class Decoder:
                     codec=settings.codec,
                     crf=settings.crf,
                 )
-            except LatentFileError as error:
-                raise _Unfit(error) from error
+            except (LatentFileError, MemoryLimitError) as error:
+                raise _Unfit(task, error) from error
         return len(info.timestamps), info.rate
 
 
@@ -285,17 +176,17 @@ class _Clip:
 class _Unfit(TemporalVaeError):
     """Latents that can't be decoded, while others can."""
 
-    def __init__(self, error: TemporalVaeError) -> None:
-        super().__init__(str(error))
-        self.kind: Kind = "unreadable" if isinstance(error, MediaError) else "failed"
+    def __init__(self, task: DecodeTask, reason: TemporalVaeError) -> None:
+        super().__init__(f"{task.path}: {reason}" if isinstance(reason, MemoryLimitError) else str(reason))
+        self.reason = reason
 
 
 @contextmanager
-def _unfit() -> Iterator[None]:
+def _unfit(task: DecodeTask) -> Iterator[None]:
     try:
         yield
     except (LatentFileError, MediaError) as error:
-        raise _Unfit(error) from error
+        raise _Unfit(task, error) from error
 
 
 @contextmanager
@@ -312,13 +203,3 @@ def at_hand(place: Place, name: str) -> Iterator[Path]:
         path = folder / name.rpartition("/")[2]
         path.write_bytes(place.read(name))
         yield path
-
-
-def _decoder_probe(vae: Autoencoder) -> list[float]:
-    """A few values of every tensor of the decoder."""
-    return [
-        value
-        for name, weight in vae.named_parameters()
-        if name.partition(".")[0] not in ENCODING
-        for value in weight.detach().flatten()[:_PROBED].float().tolist()
-    ]

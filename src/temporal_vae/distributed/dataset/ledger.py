@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from temporal_vae.distributed.dataset.executors import Failure
+from temporal_vae.distributed.dataset.encode_job import Failure
 from temporal_vae.distributed.dataset.places import Place
 from temporal_vae.distributed.dataset.probing import Found, Probe, Unreadable
 from temporal_vae.distributed.dataset.settings import digest
@@ -40,7 +40,7 @@ CREATE TABLE clips (
 CREATE TABLE probes (
     path BLOB, reading TEXT, stamp TEXT, probe TEXT, packed BLOB, PRIMARY KEY (path, reading)
 ) WITHOUT ROWID;
-CREATE TABLE failures (identity TEXT PRIMARY KEY, path BLOB, reason TEXT) WITHOUT ROWID;
+CREATE TABLE failures (identity TEXT PRIMARY KEY, path BLOB, reason TEXT, passing INTEGER) WITHOUT ROWID;
 """
 _FRACTIONS = ("pixel_aspect", "rate", "tick", "shown")
 
@@ -133,8 +133,8 @@ class Ledger:
         """Enter a shard that is on the disk, and clips that failed; how many clips are done that were not."""
         with self._said(), self._base as base:
             base.executemany(
-                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?)",
-                [(each.identity, os.fsencode(each.path), each.reason) for each in failed],
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)",
+                [(each.identity, os.fsencode(each.path), each.reason, each.passing) for each in failed],
             )
             return 0 if shard is None else self._enter(base, shard)
 
@@ -178,11 +178,12 @@ class Ledger:
         query = "SELECT identity, reason FROM failures"
         return dict(self._rows(query))
 
-    def forget_failures(self) -> None:
-        """Let clips that failed, and files that could not be read, be tried again."""
+    def forget_failures(self, *, lasting: bool) -> None:
+        """Let clips be tried again that failed for a passing reason; with `lasting` all, and unreadable files."""
         with self._said(), self._base as base:
-            base.execute("DELETE FROM failures")
-            base.execute("DELETE FROM probes WHERE packed IS NULL")
+            base.execute("DELETE FROM failures" if lasting else "DELETE FROM failures WHERE passing")
+            if lasting:
+                base.execute("DELETE FROM probes WHERE packed IS NULL")
 
     def probes(self, reading: Mapping[str, str]) -> dict[str, Found]:
         """What was found of files, by path, read with these options."""

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any, Literal
 
 from temporal_vae.distributed.dataset import clips
-from temporal_vae.distributed.dataset.executors import ClipTask
+from temporal_vae.distributed.dataset.encode_job import ClipTask
 from temporal_vae.distributed.dataset.identity import identity_of, recipe_of, settings_digest
 from temporal_vae.distributed.dataset.probing import Found, Probe
 from temporal_vae.distributed.dataset.settings import Settings

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from temporal_vae.distributed.dataset.executors import ClipTask
+from temporal_vae.distributed.dataset.encode_job import ClipTask
 from temporal_vae.errors import MediaError
 from temporal_vae.media.container import Picture
 from temporal_vae.media.frames import Frames

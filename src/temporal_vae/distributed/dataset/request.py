@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import TypedDict
 
 from temporal_vae.amounts import MemoryLimit, parse_memory
-from temporal_vae.distributed.dataset.executors import ClipTask, Executor
+from temporal_vae.distributed.dataset.encode_job import ClipTask
+from temporal_vae.distributed.dataset.executors import Executor
 from temporal_vae.distributed.dataset.settings import Settings
 from temporal_vae.distributed.dataset.shards import FORMATS, Format
-from temporal_vae.errors import InputError
+from temporal_vae.errors import InputError, MediaError, MemoryLimitError
 
 CLIPS_PER_SHARD = 64
 
@@ -39,6 +41,15 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+
+
+@contextmanager
+def kept_so_far() -> Iterator[None]:
+    """Within the block, an error of the disk or of memory says that what is done is kept."""
+    try:
+        yield
+    except (MediaError, MemoryLimitError) as error:
+        raise type(error)(f"{error} (what is done is kept: run again to go on)") from error
 
 
 class How(TypedDict, total=False):

@@ -18,19 +18,18 @@ from temporal_vae.amounts import parse_memory
 from temporal_vae.autoencoders.loading import load_named
 from temporal_vae.distributed.dataset.adoption import clean, reconcile
 from temporal_vae.distributed.dataset.clips import check
-from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Job, ModelSpec
+from temporal_vae.distributed.dataset.encode_job import Batch, ClipTask, EncodeJob, Failure
+from temporal_vae.distributed.dataset.executors import ModelSpec
 from temporal_vae.distributed.dataset.executors.local import LocalExecutor, default_workers
-from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.identity import home_of, model_digest
 from temporal_vae.distributed.dataset.ledger import Ledger, Where, fetch, ledger_path, publish
 from temporal_vae.distributed.dataset.locks import only_driver
 from temporal_vae.distributed.dataset.pace import Pace
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.planning import DatasetPlan, LeftOut, ModelFacts, plan_of
-from temporal_vae.distributed.dataset.request import How, Progress, Request, Tally, Watch
+from temporal_vae.distributed.dataset.request import How, Progress, Request, Tally, Watch, kept_so_far
 from temporal_vae.distributed.dataset.settings import Settings
 from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
-from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.distributed.dataset.sources import Listing, rows_of
 from temporal_vae.distributed.dataset.summary import (
     Summary,
@@ -105,7 +104,7 @@ class Run:
     def __init__(self, request: Request, watch: Watch = lambda progress: None) -> None:
         self._request, self._watch, self._began = request, watch, monotonic()
         self._executor = request.executor or LocalExecutor(workers=default_workers(request.device))
-        self._share = self._executor.share if isinstance(self._executor, RankExecutor) else Share()
+        self._share = self._executor.share
         need_pyarrow("encode-dataset")
         self._place = open_place(request.dest)
         listing = rows_of(request.source, without=self._place.local)
@@ -114,8 +113,10 @@ class Run:
             held.enter_context(only_driver(path.parent, self._share, str(request.dest)))
             fetch(self._place, path)
             self._ledger = held.enter_context(Ledger(path))
-            if request.retry_quarantined:
-                self._ledger.forget_failures()
+            self._ledger.forget_failures(lasting=request.retry_quarantined)
+            if self._share.ranks > 1:
+                publish(self._place, path)
+            self._executor.meet()  # or one might take for over what another has just forgotten
             self._identity, facts = self._load_model()
             check(request.settings, facts.factor)
             self.plan = self._plan(listing, facts)
@@ -140,19 +141,20 @@ class Run:
         write_settings(self._place, self.plan, self._request.format, self._identity)
         write_quarantine(self._place, self._left_out())
         tally = Tally(self._watch, {task.identity: task for task in self.missing})
+        first: Failure | None = None
         if self.missing:
-            pace = Pace(self._executor.workers, self._request.clips_per_shard)
-            with closing(self._executor.run(self._job(), self._batches(pace))) as reports:
+            pace = Pace(self._executor.at_once(), self._request.clips_per_shard)
+            with kept_so_far(), closing(self._executor.run(self._job(), self._batches(pace))) as reports:
                 for report in reports:
-                    if report.error is not None:
-                        raise MediaError(f"{report.error} (what is done is kept: run again to go on)")
                     self._ledger.commit(report.shard, report.failed)
-                    pace.done(len(report.shard.places) if report.shard else len(report.failed))
-                    tally.add(
-                        report.shard.places if report.shard else (), [f.identity for f in report.failed]
-                    )
+                    done = report.shard.places if report.shard else ()
+                    pace.done(len(done) or len(report.failed))
+                    tally.add(done, [failure.identity for failure in report.failed])
                     if report.failed and self._request.fail_fast:
-                        raise MediaError(report.failed[0].reason)
+                        first = report.failed[0]
+                        break
+            if first is not None:
+                raise MediaError(first.reason)
             self._reconcile()
         return self._finish(tally.now)
 
@@ -220,10 +222,10 @@ class Run:
         sizes = itertools.accumulate(map(self.plan.nbytes_of, tasks))
         return tuple(tasks[: max(1, sum(size <= _HELD_BYTES for size in sizes))])
 
-    def _job(self) -> Job:
+    def _job(self) -> EncodeJob:
         request = self._request
         is_folder = Path(request.model).exists()
-        return Job(
+        return EncodeJob(
             model=ModelSpec(
                 name=str(Path(request.model).resolve()) if is_folder else request.model,
                 subfolder=request.subfolder,
@@ -263,7 +265,7 @@ class Run:
             raise TemporalVaeError(
                 f"{waiting} clips came back neither done nor failed; run again, and report it"
             )
-        while waiting and getattr(self._executor, "together", False):
+        while waiting and self._executor.together:
             sleep(_LOOKING_EVERY)
             committed, left_out, waiting = self._outcome()
         there = len(plan.clips) - waiting - count(left_out)["failed"]

@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from temporal_vae.distributed.dataset.executors import ClipTask
+from temporal_vae.distributed.dataset.encode_job import ClipTask
 from temporal_vae.distributed.dataset.index import COLUMNS, write_index
 from temporal_vae.distributed.dataset.ledger import Where
 from temporal_vae.distributed.dataset.places import Place

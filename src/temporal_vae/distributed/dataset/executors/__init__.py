@@ -1,98 +1,23 @@
-"""Who encodes: processes of this machine, the actors of a Ray cluster, or this process as one of several ranks.
+"""Who works: processes of this machine, the actors of a Ray cluster, or this process as one of several ranks.
 
-The core hands out batches of clips and commits the reports that come back. An executor only decides where an `Encoder`
-runs; all of them give the same result. What crosses from process to process is plain data, and is defined here.
+The core hands out the tasks of a job and enters the results that come back. An executor only decides where the job's
+workers run; with all of them the results are the same. What crosses from process to process is plain data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from temporal_vae.distributed.dataset.settings import Settings
+from temporal_vae.distributed.dataset.share import Share
 
-if TYPE_CHECKING:  # processes that only look at files need no torch
-    from temporal_vae.distributed.dataset.shards import Format, ShardInfo
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 MOST_DEATHS = 3
-"""Workers that a batch may take with it before its clips are tried one by one, and that a clip may take alone."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTask:
-    """One clip to encode.
-
-    Attributes:
-        identity: see `identity.identity_of`.
-        path: the file to read.
-        source: the file as the source names it, for people.
-        source_sha256: hash of its content.
-        stamp: what `probing.stamp_of` told when the file was probed; another one is another file.
-        start: seconds of the first frame.
-        last: seconds of the last frame.
-        end: seconds at which the last frame is over.
-        frames: how many.
-        fps: frames per second to resample to; None keeps the frames of the source.
-        rate: nominal frames per second of the clip.
-        read_from: seconds of the source's frame at which to begin reading; a few frames before `start`.
-        original: `(width, height)` of the source's frames.
-        box: what is encoded of them: left, top, right and bottom in pixels.
-        size: `(width, height)` to scale it to.
-        columns: those of the first row that lists the clip.
-    """
-
-    identity: str
-    path: str
-    source: str
-    source_sha256: str
-    stamp: str
-    start: Fraction
-    last: Fraction
-    end: Fraction
-    frames: int
-    fps: Fraction | None
-    rate: Fraction
-    read_from: Fraction
-    original: tuple[int, int]
-    box: tuple[Fraction, Fraction, Fraction, Fraction]
-    size: tuple[int, int]
-    columns: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Clips that one worker encodes, and that become one shard."""
-
-    number: int
-    clips: tuple[ClipTask, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A clip that could not be encoded, and why."""
-
-    identity: str
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What became of a batch: each of its clips is in the shard or among those that failed.
-
-    Attributes:
-        batch: number of the batch.
-        shard: where the clips are, on the disk by now; None where all failed.
-        failed: the others.
-        error: what is wrong with more than a clip (a full disk, a memory limit), in one line: the run ends.
-    """
-
-    batch: int
-    shard: ShardInfo | None = None
-    failed: tuple[Failure, ...] = ()
-    error: str | None = None
+"""Workers that a task may take with it before it is cut into pieces, and that a piece may take alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,62 +39,93 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker is made of.
+class Job(ABC, Generic[Task, Result]):
+    """What is to be done with tasks, and what a worker is made of.
 
     Attributes:
-        model: the model; its dtype is that of the settings.
-        settings: of the dataset.
-        dest: folder of the dataset, a path or URL.
-        format: of shards.
+        model: the model.
         memory_limit: bytes that one worker may take above the loaded model; None is what the planner finds free.
         threads: of torch in one worker; None leaves them.
     """
 
     model: ModelSpec
-    settings: Settings
-    dest: str
-    format: Format
     memory_limit: int | None = None
     threads: int | None = None
 
+    @abstractmethod
+    def worker(self) -> Callable[[Task], Result]:
+        """What does one task after the other. What it raises ends the run."""
 
-class Executor(Protocol):
-    """Where batches are encoded."""
+    @abstractmethod
+    def identities(self, task: Task) -> tuple[str, ...]:
+        """Of all that a task does."""
+
+    @abstractmethod
+    def apart(self, task: Task) -> list[Task]:
+        """A task in pieces of one identity each."""
+
+    @abstractmethod
+    def given_up(self, task: Task, deaths: int) -> Result:
+        """What becomes of a piece over which so many workers died."""
+
+
+MakeWorker = Callable[[Any], Callable[[Any], Any]]
+
+
+def make_worker(job: Job[Task, Result]) -> Callable[[Task], Result]:
+    """The worker of a job."""
+    return job.worker()
+
+
+class Executor(ABC):
+    """Where tasks are done.
+
+    Attributes:
+        together: whether this is one of several that run at the same time, and wait at the end until all are done.
+    """
+
+    together: bool = False
 
     @property
-    def workers(self) -> int:
-        """How many batches are encoded at the same time."""
+    def share(self) -> Share:
+        """Which part of the work this is; all of it, unless several do the same."""
+        return Share()
 
-    def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
-        """Encode batches and report each of them, in any order.
+    @abstractmethod
+    def at_once(self) -> int:
+        """How many tasks are done at the same time."""
 
-        Batches are taken as workers need them, at most two for each. A batch whose worker died is given out again (see
-        `Deaths`), so that its clips may come back in several reports. Closing the iterator ends the workers.
+    @abstractmethod
+    def run(self, job: Job[Task, Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        """Do tasks and give their results, in any order.
+
+        Tasks are taken as workers need them, at most two for each. One whose worker died is given out again (see
+        `Deaths`), so that it may come back in pieces. Closing the iterator ends the workers.
 
         Raises:
-            TemporalVaeError: workers that cannot be started, or a model that cannot be loaded.
+            TemporalVaeError: workers that cannot be started, or what one of them raised.
         """
 
+    def meet(self) -> None:  # noqa: B027  (where there are no others, there is nobody to meet)
+        """Wait until all are here that run at the same time, before one looks for what another has done."""
 
-class Deaths:
-    """Counts workers that died over a batch, and says what to do next."""
 
-    def __init__(self) -> None:
+class Deaths(Generic[Task, Result]):
+    """Counts workers that died over a task of a job, and says what to do next."""
+
+    def __init__(self, job: Job[Task, Result]) -> None:
+        self._job = job
         self._counts: dict[tuple[str, ...], int] = {}
 
-    def after(self, batch: Batch) -> tuple[list[Batch], Report | None]:
-        """The batches to give out in the place of one whose worker died, or the report that ends it.
+    def after(self, task: Task, deaths: int = 1) -> tuple[list[Task], Result | None]:
+        """The tasks to give out in the place of one over which workers died, or the result that ends it.
 
-        A batch comes again, after the third death clip by clip; a clip that took three workers with it alone fails.
+        A task comes again, after the third death in pieces; a piece that took three workers with it is given up.
         """
-        key = tuple(clip.identity for clip in batch.clips)
-        count = self._counts[key] = self._counts.get(key, 0) + 1
+        key = self._job.identities(task)
+        count = self._counts[key] = self._counts.get(key, 0) + deaths
         if count < MOST_DEATHS:
-            return [batch], None
-        if len(batch.clips) > 1:
-            return [replace(batch, clips=(clip,)) for clip in batch.clips], None
-        (clip,) = batch.clips
-        reason = f"{clip.source}: a worker died {count} times while it encoded this clip; look at the file"
-        failure = Failure(identity=clip.identity, path=clip.path, reason=reason)
-        return [], Report(batch=batch.number, failed=(failure,))
+            return [task], None
+        if len(key) > 1:
+            return self._job.apart(task), None
+        return [], self._job.given_up(task, count)

@@ -7,10 +7,19 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
-from temporal_vae.distributed.dataset.executors import Batch, Deaths, Job, Report
+from temporal_vae.distributed.dataset.executors import (
+    Deaths,
+    Executor,
+    Job,
+    MakeWorker,
+    Result,
+    Task,
+    make_worker,
+)
 from temporal_vae.distributed.dataset.executors.processes import Died, in_processes
 from temporal_vae.engine import cores
 from temporal_vae.engine.resources import best_device, free_memory
@@ -20,44 +29,39 @@ _SHARED = 0.8
 
 _CORES_EACH = 2  # of a worker on a CPU, by default: one reads while the other computes
 
-MakeEncoder = Callable[[Job], Callable[[Batch], Report]]
-
-
-def make_encoder(job: Job) -> Callable[[Batch], Report]:
-    """The encoder of a job; it is here, and not in `worker`, so that who only drives need not import that."""
-    from temporal_vae.distributed.dataset.worker import Encoder
-
-    return Encoder(job)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LocalExecutor:
-    """Encodes in processes of this machine.
+class LocalExecutor(Executor):
+    """Works in processes of this machine.
 
     Args:
         workers: how many; on a CPU they share its cores, on GPUs they take one after the other in turn.
-        encoder: made in each of them; must be picklable.
+        make: what makes a worker of a job, in each of them; must be picklable.
     """
 
     workers: int
-    encoder: MakeEncoder = make_encoder
+    make: MakeWorker = make_worker
 
-    def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
+    def at_once(self) -> int:
+        """See `Executor.at_once`."""
+        return self.workers
+
+    def run(self, job: Job[Task, Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
         """See `Executor.run`."""
-        make = partial(_worker, self.encoder, self._shared(job))
-        again: deque[Batch] = deque()
-        deaths = Deaths()
-        with closing(in_processes(make, batches, self.workers, again)) as outcomes:
+        make = partial(_worker, self.make, self._shared(job))
+        again: deque[Task] = deque()
+        deaths = Deaths(job)
+        with closing(in_processes(make, tasks, self.workers, again)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Died):
-                    batches_again, report = deaths.after(outcome.task)
-                    again.extend(batches_again)
-                    if report is not None:
-                        yield report
+                    tasks_again, result = deaths.after(outcome.task)
+                    again.extend(tasks_again)
+                    if result is not None:
+                        yield result
                 else:
                     yield outcome.result
 
-    def _shared(self, job: Job) -> Job:
+    def _shared(self, job: Job[Task, Result]) -> Job[Task, Result]:
         """The job of one worker, with its share of what is not set."""
         threads, memory = share_of(job.model.device, self.workers)
         memory = memory if job.memory_limit is None else job.memory_limit
@@ -90,5 +94,5 @@ def device_of(device: str, number: int = 0) -> str:
     return f"cuda:{number % torch.cuda.device_count()}"
 
 
-def _worker(make: MakeEncoder, job: Job, number: int) -> Callable[[Batch], Report]:
+def _worker(make: MakeWorker, job: Job[Any, Any], number: int) -> Callable[[Any], Any]:
     return make(replace(job, model=replace(job.model, device=device_of(job.model.device, number))))

@@ -1,8 +1,8 @@
-"""Actors of a Ray cluster: Ray Data's `map_batches` over the table of batches, on a pool of them.
+"""Actors of a Ray cluster: Ray Data's `map_batches` over the table of tasks, on a pool of them.
 
-Ray moves work away from what dies, and starts it again there. How many workers a batch took with it we count ourselves,
-in an actor beside the driver: Ray counts its attempts to reach a dead machine too. A batch that is encoded twice is
-written twice as the same shard. What is done is in the ledger alone; Ray keeps nothing from run to run.
+Ray moves work away from what dies, and starts it again there. How many workers a task took with it we count ourselves,
+in an actor beside the driver: Ray counts its attempts to reach a dead machine too. A task that is done twice writes the
+same files twice. What is done is known from them and the ledger alone; Ray keeps nothing from run to run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,17 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
-from temporal_vae.distributed.dataset.executors import MOST_DEATHS, Batch, Deaths, Job, Report
-from temporal_vae.distributed.dataset.executors.local import MakeEncoder, make_encoder, share_of
+from temporal_vae.distributed.dataset.executors import (
+    MOST_DEATHS,
+    Deaths,
+    Executor,
+    Job,
+    MakeWorker,
+    Result,
+    Task,
+    make_worker,
+)
+from temporal_vae.distributed.dataset.executors.local import share_of
 from temporal_vae.distributed.dataset.executors.processes import WorkerError
 from temporal_vae.engine import cores
 from temporal_vae.errors import InputError, TemporalVaeError, one_line
@@ -33,15 +42,17 @@ _CORES_EACH = (
 )
 _STORE = (
     128 << 20
-)  # bytes of a local Ray's object store: descriptions of clips and reports are all that is in it
+)  # bytes of a local Ray's object store: descriptions of clips and what became of them are all that is in it
 _KNOCK = 10.0  # seconds for a cluster to answer; Ray itself tries for minutes and then ends the process
-_IN_HAND = 2  # batches that a worker has at a time, one of them waiting
-_FIRST = 8  # batches for each worker that are taken at first: how long they take says how large the others should be
+_IN_HAND = 2  # tasks that a worker has at a time, one of them waiting
+_FIRST = (
+    8  # tasks for each worker that are taken at first: how long they take says how large the others should be
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayExecutor:
-    """Encodes in the actors of a Ray cluster.
+class RayExecutor(Executor):
+    """Works in the actors of a Ray cluster.
 
     Its machines need this package, and the videos and a model in a folder under the same paths; DEST must be a folder
     that all of them share, or a URL.
@@ -53,7 +64,7 @@ class RayExecutor:
             is less room, fewer work, until there is more.
         gpus: of each worker, also parts of one; None is one where the model computes on `cuda`, else none. A device of
             `auto` takes one where the cluster has any.
-        encoder: made in each worker; must be importable there.
+        make: what makes a worker of a job, in each actor; must be importable there.
 
     Raises:
         InputError: values out of range, or no Ray.
@@ -62,7 +73,7 @@ class RayExecutor:
     address: str | None = None
     concurrency: int | None = None
     gpus: float | None = None
-    encoder: MakeEncoder = make_encoder
+    make: MakeWorker = make_worker
 
     def __post_init__(self) -> None:
         if self.concurrency is not None and self.concurrency < 1:
@@ -72,28 +83,29 @@ class RayExecutor:
         if find_spec("ray") is None:
             raise InputError("Ray is not installed; pip install 'temporal-vae[ray]'")
 
-    @property
-    def workers(self) -> int:
-        """How many batches are encoded at the same time. Where it is not given, the cluster is asked."""
+    def at_once(self) -> int:
+        """See `Executor.at_once`. Where it is not given, the cluster is asked."""
         if self.concurrency is not None:
             return self.concurrency
         with _connected(self.address):
             return self._pool("auto").size
 
-    def run(self, job: Job, batches: Iterable[Batch]) -> Generator[Report, None, None]:
-        """See `Executor.run`. Ray Data maps whole tables, so batches are taken in two goes: a few, then all others."""
+    def run(self, job: Job[Task, Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        """See `Executor.run`. Ray Data maps whole tables, so tasks are taken in two goes: a few, then all others."""
         with _connected(self.address):
-            pool, deaths, left = self._pool(job.model.device), Deaths(), iter(batches)
+            pool, left = self._pool(job.model.device), iter(tasks)
+            deaths: Deaths[Task, Result] = Deaths(job)
             waiting = list(islice(left, pool.size * _FIRST))
             while waiting:
-                again: list[Batch] = []
-                with closing(_mapped(self.encoder, _anywhere(job), waiting, pool)) as outcomes:
-                    for batch, report in outcomes:
-                        if report is None:
-                            more, report = _after_all_deaths(deaths, batch)
+                again: list[Task] = []
+                with closing(_mapped(self.make, _anywhere(job), waiting, pool)) as outcomes:
+                    for task, results in outcomes:
+                        yield from results
+                        if not results:
+                            more, given_up = deaths.after(task, MOST_DEATHS)  # which the actors counted
                             again += more
-                        if report is not None:
-                            yield report
+                            if given_up is not None:
+                                yield given_up
                 waiting = again + list(left)
 
     def _pool(self, device: str) -> _Pool:
@@ -133,46 +145,50 @@ class _Pool:
 
 
 class Worker:
-    """An actor of the pool. It loads the model with its first batch: what goes wrong there has a report to go into.
+    """An actor of the pool. It loads the model with its first task: what goes wrong there is told like all else.
 
     Args:
-        make: of a job, what encodes a batch.
+        make: of a job, what does a task.
         job: what it is made of.
         attempts: the actor `Attempts`.
         pool: which it belongs to.
     """
 
-    def __init__(self, make: MakeEncoder, job: Job, attempts: Any, pool: _Pool) -> None:
+    def __init__(self, make: MakeWorker, job: Job[Any, Any], attempts: Any, pool: _Pool) -> None:
         self._make, self._job, self._attempts, self._pool = make, job, attempts, pool
-        self._encode: Callable[[Batch], Report] | None = None
+        self._work: Callable[[Any], Any] | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, list[Any]]:
-        """Encode the batch of a row. The report is empty where it took as many workers with it as it may."""
-        index, batch = int(row["index"][0]), pickle.loads(row["batch"][0])
+        """Do the task of a row: its result in a list, or an error that ends the run.
+
+        The list is empty where the task took as many workers with it as it may.
+        """
+        index, task = int(row["index"][0]), pickle.loads(row["task"][0])
+        found: list[Any] | TemporalVaeError
         try:
-            report = self._report(index, batch)
+            found = self._results(index, task)
         except TemporalVaeError as error:
-            report = Report(batch=batch.number, error=one_line(error))
+            found = error
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(last.filename)}:{last.lineno}"
             wrong = f"Ray: a worker failed at {place} ({type(error).__name__}: {one_line(error)}); report it"
-            report = Report(batch=batch.number, error=wrong)
-        return {"index": [index], "report": [b"" if report is None else pickle.dumps(report)]}
+            found = WorkerError(wrong)
+        return {"index": [index], "found": [pickle.dumps(found)]}
 
-    def _report(self, index: int, batch: Batch) -> Report | None:
-        if self._encode is None:
+    def _results(self, index: int, task: Any) -> list[Any]:
+        if self._work is None:
             if not self._ask("start"):
                 raise WorkerError(
                     "Ray: workers die while they load the model; see whether it fits into memory, and Ray's logs"
                 )
-            self._encode = self._make(_shared(self._job, self._pool))
+            self._work = self._make(_shared(self._job, self._pool))
             self._ask("started")
         if self._ask("begin", index) > MOST_DEATHS:
-            return None
-        report = self._encode(batch)
+            return []
+        result = self._work(task)
         self._ask("end", index)
-        return report
+        return [result]
 
     def _ask(self, question: str, *arguments: int) -> Any:
         import ray
@@ -201,12 +217,12 @@ class Attempts:
         self._starting = 0
 
     def begin(self, index: int) -> int:
-        """A worker begins a batch: the how manieth."""
+        """A worker begins a task: the how manieth."""
         self._begun[index] = self._begun.get(index, 0) + 1
         return self._begun[index]
 
     def end(self, index: int) -> None:
-        """A worker is done with a batch, and lives."""
+        """A worker is done with a task, and lives."""
         self._begun.pop(index, None)
 
 
@@ -216,37 +232,30 @@ def _fits(node: dict[str, float], cpus: float, gpus: float) -> int:
     return int(min(room, node.get("GPU", 0) // gpus) if gpus else room)
 
 
-def _anywhere(job: Job) -> Job:
+def _anywhere(job: Job[Task, Result]) -> Job[Task, Result]:
     """The job on whichever GPU Ray gives to a worker."""
     is_numbered = job.model.device.startswith("cuda:")
     return replace(job, model=replace(job.model, device="cuda")) if is_numbered else job
 
 
-def _shared(job: Job, pool: _Pool) -> Job:
+def _shared(job: Job[Task, Result], pool: _Pool) -> Job[Task, Result]:
     """The job of a worker on this machine, with its share of what is not set."""
     _, memory = share_of(job.model.device, max(1, min(pool.size, cores() // pool.cpus)))
     memory = memory if job.memory_limit is None else job.memory_limit
     return replace(job, threads=job.threads or pool.cpus, memory_limit=memory)
 
 
-def _after_all_deaths(deaths: Deaths, batch: Batch) -> tuple[list[Batch], Report | None]:
-    """What comes of a batch over which as many workers died as may: each of their deaths has been counted."""
-    for _ in range(MOST_DEATHS - 1):
-        deaths.after(batch)
-    return deaths.after(batch)
-
-
 def _mapped(
-    make: MakeEncoder, job: Job, batches: list[Batch], pool: _Pool
-) -> Generator[tuple[Batch, Report | None], None, None]:
-    """Batches with what became of them, as they are done: a report, or None if workers died over it."""
+    make: MakeWorker, job: Job[Task, Result], tasks: list[Task], pool: _Pool
+) -> Generator[tuple[Task, list[Result]], None, None]:
+    """Tasks with what became of them, as they are done: a list of the result, an empty one if workers died over it."""
     import pyarrow as pa
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     attempts = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote(pool.size)
-    rows = [{"index": [index], "batch": [pickle.dumps(batch)]} for index, batch in enumerate(batches)]
+    rows = [{"index": [index], "task": [pickle.dumps(task)]} for index, task in enumerate(tasks)]
     with _quiet():
         from ray.data import ActorPoolStrategy, from_blocks
 
@@ -255,7 +264,7 @@ def _mapped(
             batch_size=1,
             fn_constructor_args=(make, job, attempts, pool),
             compute=ActorPoolStrategy(
-                size=min(pool.size, len(batches)), max_tasks_in_flight_per_actor=_IN_HAND
+                size=min(pool.size, len(tasks)), max_tasks_in_flight_per_actor=_IN_HAND
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
@@ -263,7 +272,10 @@ def _mapped(
         found = iter(dataset.iter_rows())
         try:
             for row in found:
-                yield batches[row["index"]], pickle.loads(row["report"]) if row["report"] else None
+                results = pickle.loads(row["found"])
+                if isinstance(results, TemporalVaeError):
+                    raise results
+                yield tasks[row["index"]], results
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1].strip()  # of a traceback
             raise WorkerError(f"Ray: a worker failed ({last[:300]}); its logs say more") from error

@@ -1,4 +1,4 @@
-"""What every executor runs: the clips of a batch through the model and into one shard."""
+"""What workers of `encode-dataset` do: the clips of a batch through the model and into one shard."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from temporal_vae.autoencoders.loading import load_named
-from temporal_vae.distributed.dataset.executors import Batch, ClipTask, Failure, Job, Report
+from temporal_vae.distributed.dataset.encode_job import Batch, ClipTask, EncodeJob, Failure, Report
 from temporal_vae.distributed.dataset.identity import model_digest, settings_digest
 from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.reading import ClipReader
 from temporal_vae.distributed.dataset.sampling import draw
 from temporal_vae.distributed.dataset.settings import FORMAT_VERSION
 from temporal_vae.distributed.dataset.shards import Record, write_shard
-from temporal_vae.errors import InputError, TemporalVaeError, one_line
+from temporal_vae.errors import InputError, MediaError, MemoryLimitError, TemporalVaeError, one_line
 from temporal_vae.media.frames import Frames
 from temporal_vae.streams import stream
 from temporal_vae.video.coder import Coder
@@ -35,7 +35,7 @@ class Encoder:
         TemporalVaeError: a model that cannot be loaded, or is not the one that was planned with.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self._job, self._settings = job, job.settings
@@ -52,7 +52,12 @@ class Encoder:
         self._coders: dict[tuple[int, int], Coder] = {}
 
     def __call__(self, batch: Batch) -> Report:
-        """Encode a batch. What is wrong with a clip is a failure of it; what is wrong with all ends the run."""
+        """Encode a batch. What is wrong with a clip is a failure of it.
+
+        Raises:
+            MediaError: the shard can't be written.
+            MemoryLimitError: out of memory.
+        """
         failed: list[Failure] = []
         try:
             with closing(stream(self._encode, self._read(batch.clips, failed))) as encoded:
@@ -60,25 +65,35 @@ class Encoder:
             records = [each for each in done if isinstance(each, Record)]
             failed += [each for each in done if isinstance(each, Failure)]
             shard = write_shard(self._place, self._job.format, records) if records else None
-        except (TemporalVaeError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            return Report(batch=batch.number, error=one_line(error))
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise MemoryLimitError(
+                f"out of memory ({one_line(error)}); set a memory limit, or fewer workers"
+            ) from error
+        except OSError as error:
+            if isinstance(error, TemporalVaeError):
+                raise
+            raise MediaError(f"a batch of clips can't be encoded ({one_line(error)})") from error
         return Report(batch=batch.number, shard=shard, failed=tuple(failed))
 
     def _read(self, clips: tuple[ClipTask, ...], failed: list[Failure]) -> Iterator[_Read]:
         with closing(ClipReader(self._settings.reading)) as reader:
             for task in sorted(clips, key=lambda task: (task.path, task.start)):
                 try:
+                    self._coder(task.size).together  # noqa: B018  (whether a frame fits into the limit)
                     frames, times = reader.read(task)
                 except MemoryError:
                     raise
                 except Exception as error:  # damaged files bring libraries to raise anything
-                    failed.append(Failure(identity=task.identity, path=task.path, reason=one_line(error)))
+                    failed.append(_failure(task, error))
                 else:
                     yield task, frames, times
 
     def _encode(self, read: _Read) -> Record | Failure:
         task, frames, times = read
-        mean, logvar = self._posterior(frames)
+        try:
+            mean, logvar = self._posterior(frames)
+        except MemoryLimitError as error:
+            return _failure(task, error)
         stored = getattr(torch, self._settings.stored_dtype)
         if self._settings.sample is None:
             tensors = {"mean": mean.to(stored), "logvar": logvar.to(stored)}
@@ -91,7 +106,7 @@ class Encoder:
 
     def _posterior(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of frames `(t, h, w, 3)`, as `encode_video` gives them."""
-        coder = self._coder(frames.shape[1], frames.shape[2])
+        coder = self._coder((frames.shape[2], frames.shape[1]))
         together = coder.together
         parts = [coder.encode(frames[first : first + together]) for first in range(0, len(frames), together)]
         mean, logvar = (
@@ -100,11 +115,11 @@ class Encoder:
         )
         return mean, logvar
 
-    def _coder(self, height: int, width: int) -> Coder:
-        if (height, width) not in self._coders:
-            coder = Coder(self._vae, height, width, memory_limit=self._job.memory_limit)
-            self._coders[height, width] = coder
-        return self._coders[height, width]
+    def _coder(self, size: tuple[int, int]) -> Coder:
+        if size not in self._coders:
+            width, height = size
+            self._coders[size] = Coder(self._vae, height, width, memory_limit=self._job.memory_limit)
+        return self._coders[size]
 
     def _describe(self, task: ClipTask, times: tuple[Fraction, ...], latents: Tensor) -> dict[str, Any]:
         """What is known of a clip, for JSON; fractions as `"num/den"`."""
@@ -133,3 +148,9 @@ class Encoder:
             "settings": self._digest,
             "columns": task.columns,
         }
+
+
+def _failure(task: ClipTask, error: Exception) -> Failure:
+    limited = isinstance(error, MemoryLimitError)
+    reason = f"{task.source}: {one_line(error)}" if limited else one_line(error)
+    return Failure(identity=task.identity, path=task.path, reason=reason, passing=limited)
