@@ -18,7 +18,7 @@ from temporal_vae.errors import InputError, MediaError
 
 
 class Server(MemoryFileSystem):
-    """A server where what is being put can be seen, and a rename is one step."""
+    """A server where what is being put can be seen, a rename is one step, and an empty file has no range of bytes."""
 
     protocol = "server"
     store: dict = {}  # noqa: RUF012  # as in the base class
@@ -27,6 +27,11 @@ class Server(MemoryFileSystem):
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.replace("server://", "memory://"))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        if (start, end) != (None, None) and not self.info(path)["size"]:
+            raise OSError("the requested range is not satisfiable")
+        return super().cat_file(path, start, end)
 
 
 fsspec.register_implementation("server", Server, clobber=True)
@@ -47,6 +52,8 @@ def test_what_is_written_can_be_read_anywhere_in_it(place: Place) -> None:
     assert place.read("shards/a b.tar", 3, 4) == b"3456"
     assert place.read("shards/a b.tar", 8, 4) == b"89"
     assert place.size("shards/a b.tar") == 10
+    place.write("quarantine.jsonl", b"")
+    assert place.read("quarantine.jsonl") == b""
     with place.open("shards/a b.tar") as file:
         file.seek(6)
         assert file.read() == b"6789"

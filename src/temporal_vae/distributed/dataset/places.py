@@ -241,7 +241,8 @@ class RemotePlace(Place):
         """See `Place.read`."""
         system, path = self._at(name)
         with self._reading(name):
-            return system.cat_file(path, start=offset, end=None if length is None else offset + length)
+            end = None if length is None else offset + length
+            return system.cat_file(path, start=offset or None, end=end)  # of an empty file stores give no range
 
     def list(self, folder: str = "") -> list[str]:
         """See `Place.list`."""
