@@ -8,7 +8,7 @@ it stopped, and what other settings made is neither taken for done nor touched.
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -29,7 +29,7 @@ from temporal_vae.distributed.dataset.request import Progress, Watch, kept_so_fa
 from temporal_vae.distributed.dataset.shards.parquet import need_pyarrow
 from temporal_vae.distributed.dataset.summary import DATASET, LEFT_OUT, SUMMARY
 from temporal_vae.distributed.dataset.videos import Note, Videos, write_quarantine
-from temporal_vae.errors import InputError, LatentFileError, TemporalVaeError
+from temporal_vae.errors import InputError, LatentFileError, MediaError, TemporalVaeError
 from temporal_vae.video.latents import ModelIdentity
 
 _LOOKING_EVERY = 0.5  # seconds, or ten times as long as it takes: whether other ranks are done
@@ -191,8 +191,9 @@ class _Run:
         try:
             self._do(todo)
         finally:
-            self._videos.clean()  # of workers that died
-            write_quarantine(self._dest, self._job, self._look()[1], self._listing.broken)
+            with suppress(MediaError):  # the disk may be full; where all went well it is written at the end
+                self._videos.clean()  # of workers that died
+                write_quarantine(self._dest, self._job, self._look()[1], self._listing.broken)
 
     def _todo(self, *, retry: bool) -> dict[str, DecodeTask]:
         share = self._executor.share
@@ -204,23 +205,20 @@ class _Run:
         return {each: task for each, task in ours.items() if each not in over}
 
     def _do(self, todo: dict[str, DecodeTask]) -> None:
-        reason: str | None = None
-        if todo:
-            with kept_so_far(), closing(self._executor.run(self._job, todo.values())) as outcomes:
-                for outcome in outcomes:
-                    if outcome.reason is None:
-                        self._decoded += 1
-                        self._frames += outcome.frames
-                        self._seconds += outcome.seconds
-                    else:
-                        self._failed += 1
-                        self._videos.note(todo[outcome.identity], outcome)
-                    self._tell(len(todo))
-                    if outcome.reason is not None and self._fail_fast:
-                        reason = outcome.reason
-                        break
-        if reason is not None:
-            raise LatentFileError(reason)
+        if not todo:
+            return
+        with kept_so_far(), closing(self._executor.run(self._job, todo.values())) as outcomes:
+            for outcome in outcomes:
+                if outcome.reason is None:
+                    self._decoded += 1
+                    self._frames += outcome.frames
+                    self._seconds += outcome.seconds
+                else:
+                    self._failed += 1
+                    self._videos.note(todo[outcome.identity], outcome)
+                self._tell(len(todo))
+                if outcome.reason is not None and self._fail_fast:
+                    raise LatentFileError(outcome.reason)
 
     def _tell(self, total: int) -> None:
         now = Progress(

@@ -74,8 +74,8 @@ class Videos:
 
     def clean(self) -> None:
         """Remove what processes of this machine that are no more left half-written."""
-        self._place.clean(self._job.folder)
-        self._place.clean(f"{self._job.folder}/{_NOTES}")
+        for folder in ("", self._job.folder, f"{self._job.folder}/{_NOTES}"):
+            self._place.clean(folder)
 
     def _note(self, identity: str) -> Note | None:
         if identity not in self._known:
