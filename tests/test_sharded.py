@@ -124,6 +124,20 @@ def test_without_gathering_each_rank_keeps_its_frames(ranks):
     assert "idle" in str(plan_sharded(vae, ranks=3, num_frames=2, **SHARED))
 
 
+@pytest.mark.parametrize("gather", [False, True])
+def test_several_clips_and_a_shared_one_within_the_least_memory(ranks, gather, monkeypatch):
+    monkeypatch.setenv("TEMPORAL_VAE_ENGINE", "always")
+    vae, z = model(), latents(10)
+    with torch.no_grad():
+        expected = vae.decode(z, num_frames=2).sample
+    plan = plan_sharded(vae, ranks=2, num_frames=2, clips=5, **SHARED)
+    limit = max(rank.least for rank in plan.ranks)
+    found = ranks.run(2, decode, 5, 2, torch.float32, limit, gather)
+    for frames, rank in zip(found, plan.ranks, strict=True):
+        numbers = range(10) if gather else [number for span in rank.frames for number in span]
+        assert off(frames, expected[list(numbers)]) <= 2e-5
+
+
 def test_pictures_are_spread(ranks):
     with torch.no_grad():
         expected = model(images=True).decode(latents(5)).sample
@@ -236,6 +250,38 @@ def test_a_plan_of_ranks_is_printed(capsys):
     found = json.loads(capsys.readouterr().out)["ranks"]
     assert [rank["frames"] for rank in found][3] == [[75, 100], [119, 125]]
     assert sum(rank["sent"] for rank in found) == sum(rank["received"] for rank in found) > 0
+
+
+LARGE = {"ranks": 2, "num_frames": 4, "height": 512, "width": 512}
+CLIP = 4 * 3 * 512 * 512 * 4  # bytes
+
+
+def test_results_that_a_rank_holds_count():
+    shared = plan_sharded(model(), **LARGE).ranks[0]
+    both = plan_sharded(model(), clips=3, **LARGE).ranks[0]
+    assert [plan.peak - CLIP for plan in both.plans[1:]] == [shared.peak]
+    assert both.peak >= both.joining > 2 * CLIP
+    assert shared.joining == 0
+
+
+def test_a_refusal_counts_what_a_rank_holds():
+    enough = max(rank.least for rank in plan_sharded(model(), **LARGE).ranks) + CLIP
+    plan_sharded(model(), clips=3, memory_limit=enough, **LARGE)
+    with pytest.raises(MemoryLimitError, match=r"4 frames on 2 ranks .* at least \d+ MiB") as caught:
+        plan_sharded(model(), clips=5, memory_limit=enough, **LARGE)
+    named = int(str(caught.value).split(" MiB; raise")[0].split()[-1]) * 2**20
+    plan = plan_sharded(model(), clips=5, memory_limit=named, **LARGE)
+    assert enough < max(rank.peak for rank in plan.ranks) <= named
+
+
+def test_a_refusal_tells_what_it_takes_to_put_results_together():
+    size = {**LARGE, "num_frames": 240, "height": 256, "clips": 3}
+    rank = plan_sharded(model(), **size).ranks[0]
+    assert rank.least == rank.joining
+    assert plan_sharded(model(), memory_limit=rank.least, **size).ranks[0].peak <= rank.least
+    words = f"at least {-(-rank.least // 2**20)} MiB when it is put together"
+    with pytest.raises(MemoryLimitError, match=words):
+        plan_sharded(model(), memory_limit=rank.least - 1, **size)
 
 
 def test_whole_clips_come_before_shared_ones():

@@ -30,7 +30,7 @@ from temporal_vae.engine.geometry import (
     scratch_bytes,
     sums_bytes,
 )
-from temporal_vae.engine.overheads import FIRST_USE, MIB, PER_WORKER, SHARING, SLACK, TEMPORARIES
+from temporal_vae.engine.overheads import MIB, PER_WORKER, SLACK, TEMPORARIES, first_use
 from temporal_vae.engine.parts import CHUNK_BYTES, Part
 from temporal_vae.engine.planned import Cost
 from temporal_vae.engine.schedule import (
@@ -78,6 +78,7 @@ class Workload:
     device: str
     workers: int
     part: Part | None = None  # where other ranks hold the rest of the clip
+    held: int = 0  # bytes of results of calls before this one
 
     @cached_property
     def item(self) -> int:
@@ -174,7 +175,7 @@ class Workload:
             work, again = work + cost.work, again + cost.again
         tensors = written + alive + self._work_memory(scratch, weights + sums)
         return Cost(
-            peak=int(tensors * SLACK) + FIRST_USE[self.arithmetic] + SHARING * (self.part is not None),
+            peak=self.held + int(tensors * SLACK) + first_use(self.arithmetic, shared=self.part is not None),
             alive=alive,
             scratch=scratch,
             weights=weights,

@@ -22,6 +22,11 @@ _PARTS = 4  # and of the queries at hand, in float32 at least
 _BUFFERS = 8 * MIB  # of the matrix products in it
 
 
+def first_use(arithmetic: str, *, shared: bool) -> int:
+    """Bytes that libraries take for good; of a rank, where a clip is shared."""
+    return FIRST_USE[arithmetic] + SHARING * shared
+
+
 def attention_bytes(device: str, dtype: str, pixels: int, channels: int) -> tuple[int, int]:
     """Bytes that attention over a frame takes from the pool, and of temporaries."""
     values = pixels * channels

@@ -66,6 +66,7 @@ class Plan:
     cut: Cut
     spill_bytes: int
     peak: int  # bytes above the loaded model
+    kept: int  # of these, what libraries take for good
     extra_work: float
     work: int  # multiply-adds of the network on the whole batch
     ladder: tuple[Offer, ...]

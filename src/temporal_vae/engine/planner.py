@@ -17,7 +17,7 @@ from temporal_vae.engine import networks, schedule
 from temporal_vae.engine.cost import STRIP_BYTES, Workload
 from temporal_vae.engine.geometry import ITEMSIZE, VECTOR
 from temporal_vae.engine.networks import Network
-from temporal_vae.engine.overheads import MIB
+from temporal_vae.engine.overheads import MIB, first_use
 from temporal_vae.engine.parts import Part, exchanged
 from temporal_vae.engine.planned import Cost, LevelPlan, Offer, Plan, readable
 from temporal_vae.engine.schedule import ENCODER_RUNGS, IMAGE_RUNGS, RUNGS, WHOLE, Rung, Task
@@ -42,6 +42,7 @@ def plan(
     clips: int = 1,
     workers: int | None = None,
     part: Part | None = None,
+    held: int = 0,
 ) -> Plan:
     """Plan the decoding of clips, or of what is computed picture by picture: encoding, and image autoencoders.
 
@@ -60,6 +61,7 @@ def plan(
         workers: threads, or streams of a GPU; None for all cores.
         part: of the clip, where other ranks decode the rest: the plan is for this rank. All ranks stand on the same
             rungs of the ladder: those on which each of them keeps the limit.
+        held: bytes of results of earlier calls, which count.
 
     Raises:
         InputError: a size that no latents have, an unknown dtype, or levels that the engine does not run.
@@ -76,6 +78,7 @@ def plan(
         memory_limit=memory_limit,
         workers=workers or cores(),
         part=part,
+        held=held,
         **whole,
     )
 
@@ -84,6 +87,7 @@ def plan(
 def _plan(
     task: Task, network: Network, *, num_frames: int, height: int, width: int, dtype: str, device: str,
     memory_limit: int | None, clips: int, workers: int, part: Part | None,
+    held: int,
 ) -> Plan:  # fmt: skip
     factor, batch = network.factor, clips * num_frames
     sizes = [(height >> level, width >> level) for level in range(len(network.widths))]
@@ -112,7 +116,7 @@ def _plan(
     def load(frames: int) -> Workload:
         return Workload(
             name=task, layers=layers, sizes=tuple(sizes), frames=frames, batch=batch, output=output * item, dtype=dtype,
-            device=device, workers=workers,
+            device=device, workers=workers, held=held,
         )  # fmt: skip
 
     if part is not None:
@@ -284,6 +288,7 @@ def choose(
         cut=load.cut,
         spill_bytes=path.spill_bytes,
         peak=path.peak,
+        kept=first_use(load.arithmetic, shared=load.part is not None),
         extra_work=path.again / load.work,
         work=path.work * load.batch // load.frames,
         ladder=_ladder(loads, others or [single or load], shown or rungs),

@@ -7,8 +7,10 @@ moments of all ranks, merged in their order in float64, so that every rank norma
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 from temporal_vae import engine
 from temporal_vae.amounts import MemoryLimit, parse_memory
 from temporal_vae.autoencoders.base import Autoencoder
-from temporal_vae.distributed.clip.plans import ShardedPlan, plan_ranks
+from temporal_vae.distributed.clip.plans import ShardedPlan, held_before, plan_ranks
 from temporal_vae.distributed.clip.ranks import TIMEOUT, Ranks, together
 from temporal_vae.distributed.clip.shares import Share, spread
 from temporal_vae.model.checks import channels_into, check_frames, check_latents
@@ -81,7 +83,7 @@ def decode_sharded(
         z: unscaled latents `(b*t, z, h, w)`, the frames of each clip one after the other.
         num_frames: `t`, the length of a clip. Image autoencoders decode each picture by itself; give 1.
         group: of `torch.distributed`; None is all ranks.
-        gather: give every rank all frames; if False, each keeps those that it computed.
+        gather: give every rank all frames, on top of the limit; if False, each keeps those that it computed.
         memory_limit: of each rank, bytes above the loaded model or an amount as `"4GiB"`.
         timeout: seconds that a rank may give no sign of life, or come no further.
 
@@ -105,12 +107,13 @@ def decode_sharded(
         limit = limit_of_all(vae, ranks, memory_limit, num_frames=num_frames, **size)
         found = spread("decode", vae.network, len(z), num_frames, ranks.count)
         _say_idle(found, len(z))
-        with ranks.working():
-            results = [
-                decode_share(vae, share.of(z), share, num_frames, ranks, limit) for share in found[ranks.rank]
-            ]
         empty = z.new_empty((0, vae.config.out_channels, size["height"], size["width"]))
-        return _gathered(ranks, results, empty, found, len(z)) if gather else _joined(results, empty)
+
+        def compute(share: Share, held: int) -> Tensor:
+            left = None if limit is None else limit - held
+            return decode_share(vae, share.of(z), share, num_frames, ranks, left)
+
+        return _computed(compute, ranks, found, num_frames, empty, gather=gather)
 
 
 def encode_sharded(
@@ -147,14 +150,13 @@ def encode_sharded(
         )
         found = spread("encode", vae.network, len(x), 1, ranks.count)
         _say_idle(found, len(x))
-        with ranks.working():
-            results = [
-                vae.encode(share.of(x), memory_limit=limit).latent_dist.parameters
-                for share in found[ranks.rank]
-            ]
         channels, factor = 2 * vae.config.latent_channels, vae.spatial_factor
         empty = x.new_empty((0, channels, height // factor, width // factor))
-        moments = _gathered(ranks, results, empty, found, len(x)) if gather else _joined(results, empty)
+
+        def compute(share: Share, held: int) -> Tensor:
+            return vae.encode(share.of(x), memory_limit=limit).latent_dist.parameters
+
+        moments = _computed(compute, ranks, found, 1, empty, gather=gather)
     return DiagonalGaussianDistribution(moments)
 
 
@@ -184,8 +186,7 @@ def limit_of_all(vae: Autoencoder, ranks: Ranks, memory_limit: MemoryLimit, **si
     peak = max(rank.peak for rank in plan.ranks)
     if peak <= free:
         return None
-    least = max(min(offer.peak for offer in one.ladder) for rank in plan.ranks for one in rank.plans)
-    return max(free, least)
+    return max(free, *(rank.least for rank in plan.ranks))
 
 
 def _say_idle(shares: list[list[Share]], count: int) -> None:
@@ -207,26 +208,54 @@ def agree_on_model(ranks: Ranks, vae: Autoencoder, asked: dict[str, Any]) -> Non
 def _agree(ranks: Ranks, vae: Autoencoder, x: Tensor, asked: dict[str, Any]) -> None:
     """See that all ranks have the same batch, too."""
     agree_on_model(ranks, vae, {**asked, "shape": list(x.shape), "type": str(x.dtype)})
-    ranks.agree("the batch", x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256()
+    for frame in x.detach():  # no copy of a whole batch
+        digest.update(frame.cpu().flatten().view(torch.uint8).numpy())
+    ranks.agree("the batch", digest.digest())
 
 
-def _joined(results: Sequence[Tensor], empty: Tensor) -> Tensor:
-    """All results of a rank as one; none of an idle rank."""
-    return results[0] if len(results) == 1 else torch.cat([empty, *results])
-
-
-def _gathered(
-    ranks: Ranks, own: Sequence[Tensor], empty: Tensor, shares: list[list[Share]], count: int
+def _computed(
+    compute: Callable[[Share, int], Tensor],
+    ranks: Ranks,
+    shares: list[list[Share]],
+    num_frames: int,
+    empty: Tensor,
+    *,
+    gather: bool,
 ) -> Tensor:
-    """The results of all ranks, in the order of the batch; `empty` has the shape of none."""
-    result, own = empty.new_empty((count, *empty.shape[1:])), [frames.contiguous() for frames in own]
+    """What this rank computes, or all of them, in the order of the batch; `empty` has the shape of no frames.
+
+    `compute` is told the bytes that are held already. Of whole clips that others follow, each is put in its place by
+    itself, so that no more than one is there twice.
+    """
+    own = shares[ranks.rank]
+    if len(own) == 1 and not gather:
+        with ranks.working():
+            return compute(own[0], 0)
+    pieces = [piece for share in own for piece in (share.clips(num_frames) if len(own) > 1 else [share])]
+    held = held_before(pieces, prod(empty.shape[1:]) * empty.itemsize, empty.device.type)
+    count = sum(len(share.frames) for some in (shares if gather else [own]) for share in some)
+    result, at = empty, 0
+    with ranks.working():
+        for piece, before in zip(pieces, held, strict=True):
+            frames = compute(piece, before)
+            result = result if at else empty.new_empty((count, *empty.shape[1:]))
+            start = piece.frames.start if gather else at
+            result[start : start + len(frames)] = frames
+            at += len(frames)
+            del frames
+    if gather:
+        result = result if at else empty.new_empty((count, *empty.shape[1:]))
+        _exchange(ranks, result, shares)
+    return result
+
+
+def _exchange(ranks: Ranks, result: Tensor, shares: list[list[Share]]) -> None:
+    """Give all ranks what this one put into the result of all, and get what they did."""
     sent: list[tuple[int, Tensor]] = []
     received: list[tuple[int, Tensor]] = []
     for rank, theirs in enumerate(shares):
         if rank != ranks.rank:
-            sent += [(rank, frames) for frames in own]
+            sent += [(rank, share.of(result)) for share in shares[ranks.rank]]
             received += [(rank, share.of(result)) for share in theirs]
-    for share, frames in zip(shares[ranks.rank], own, strict=True):
-        share.of(result).copy_(frames)
     ranks.exchange(sent, received)()
-    return result

@@ -21,6 +21,13 @@ class Share:
         """Its frames of a batch, or its place in a result: a view."""
         return batch[self.frames.start : self.frames.stop]
 
+    def clips(self, num_frames: int) -> list[Share]:
+        """Each clip by itself, where they are whole."""
+        if self.part is not None:
+            return [self]
+        starts = range(self.frames.start, self.frames.stop, num_frames)
+        return [Share(frames=range(start, start + num_frames)) for start in starts]
+
 
 def shares(clips: int, num_frames: int, ranks: int) -> list[list[Share]]:
     """What each rank computes of clips of `num_frames` frames; of pictures, where that is 1.
