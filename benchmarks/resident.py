@@ -1,9 +1,10 @@
-"""What encode and decode take of resident memory beside what was planned, of clips and of pictures.
+"""What encode and decode take of resident memory beside what was planned: of clips, of pictures, and of ranks.
 
 Each case runs in a fresh process on a machine that has compiled no kernel yet: the first call takes most.
 
-python -m benchmarks.resident              # all cases, as a table
+python -m benchmarks.resident              # all cases of one process, as a table
 python -m benchmarks.resident pictures     # those of image autoencoders; or `clips`
+python -m benchmarks.resident ranks        # those of ranks that share clips (`resident_ranks.py`)
 """
 
 import gc
@@ -76,22 +77,36 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return json.loads(found.stdout)
 
 
-def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: tuple[int, int], dtype: str,
-                  share: float, threads: int, pictures: bool) -> dict[str, Any]:  # fmt: skip
+def build(network: tuple[list[int], int], dtype: str, *, pictures: bool = False) -> Any:
+    """A model of random weights."""
     import torch
 
     import temporal_vae
-    from benchmarks.memory import resident_bytes, watch_peak
-    from temporal_vae.engine.storage import release_free_memory
 
-    torch.set_num_threads(threads)
     widths, layers = network
     levels: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * len(widths)}
     if pictures:
         levels["up_block_types"] = ("UpDecoderBlock2D",) * len(widths)
-    build = temporal_vae.AutoencoderKL if pictures else temporal_vae.AutoencoderKLTemporalDecoder
-    model = build(block_out_channels=tuple(widths), layers_per_block=layers, **levels)
-    model = model.to(getattr(torch, dtype)).eval()
+    kind = temporal_vae.AutoencoderKL if pictures else temporal_vae.AutoencoderKLTemporalDecoder
+    model = kind(block_out_channels=tuple(widths), layers_per_block=layers, **levels)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def named_network(network: tuple[list[int], int]) -> str:
+    """Its widths and layers."""
+    widths, layers = network
+    return f"{'-'.join(map(str, widths))}/{layers}"
+
+
+def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: tuple[int, int], dtype: str,
+                  share: float, threads: int, pictures: bool) -> dict[str, Any]:  # fmt: skip
+    import torch
+
+    from benchmarks.memory import resident_bytes, watch_peak
+    from temporal_vae.engine.storage import release_free_memory
+
+    torch.set_num_threads(threads)
+    model = build(network, dtype, pictures=pictures)
     planner = model.plan_decode if job == "decode" else model.plan_encode
     request = {"num_frames": frames, "height": size[0], "width": size[1]}
     peaks = [rung.peak for rung in planner(**request).ladder]
@@ -114,15 +129,19 @@ def _measure_here(job: str, network: tuple[list[int], int], frames: int, size: t
 def main() -> None:
     """One case, named by JSON; or all of a kind, or all."""
     asked = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if asked == "ranks":
+        from benchmarks.resident_ranks import show  # which needs what is above
+
+        show()
+        return
     cases = {"clips": CLIPS, "pictures": PICTURES, "all": CLIPS + PICTURES}
     if asked not in cases:
         print(json.dumps(_measure_here(**json.loads(asked))))
         return
     print(f"{'case':78} {'planned':>8} {'found':>8} {'share':>6}  rung")
     for case in cases[asked]:
-        found, (widths, layers) = measure(case), case["network"]
-        height, width = case["size"]
-        named = f"{case['job']} {'-'.join(map(str, widths))}/{layers} {case['frames']}x{height}x{width}"
+        found, (height, width) = measure(case), case["size"]
+        named = f"{case['job']} {named_network(case['network'])} {case['frames']}x{height}x{width}"
         named += " pictures" if case["pictures"] else ""
         named += f" {case['dtype']}, {case['threads']} threads, {case['share']}"
         planned, taken = (found[key] / 2**20 for key in ("planned", "found"))
