@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
-from tests.processes import free_port
+import torch
+from tests.processes import Processes, free_port
 from tests.video_files import render, scene
 
+from temporal_vae.distributed.clip.ranks import together
+from temporal_vae.errors import RankError
+
 TIMEOUT = 10  # seconds that a rank may stand still
+PATIENCE = 300  # seconds that processes may take for anything on a machine busy with other things
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def test_torchrun_shares_the_work_and_one_process_writes(latents, tmp_path):
             "-m",
             "temporal_vae",
         ]
-        done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=200)
+        done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("30 frames") == 1
     assert off(alone, shared) <= 1
@@ -91,7 +97,7 @@ def test_torchrun_shares_the_work_and_one_process_writes(latents, tmp_path):
 def test_no_shard_lets_the_first_process_work_alone(latents, tmp_path):
     target = tmp_path / "out.mkv"
     processes = start(2, "decode", latents, target, "--no-shard")
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert "30 frames" in outputs[0][0]
     assert outputs[1] == ("", "")
@@ -100,7 +106,7 @@ def test_no_shard_lets_the_first_process_work_alone(latents, tmp_path):
 
 def test_an_error_is_said_once(tmp_path):
     processes = start(2, "decode", tmp_path / "none.safetensors", tmp_path / "out.mkv")
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     assert outputs[0][1].count("\n") == 1
     assert "none.safetensors: no such file" in outputs[0][1]
@@ -118,7 +124,7 @@ def test_a_rank_that_is_gone_ends_the_others_and_leaves_no_file(tmp_path, how, r
         wait_for_a_beginning(tmp_path, processes)
         processes[rank].send_signal(how)
         others = [process for number, process in enumerate(processes) if number != rank]
-        errors = [process.communicate(timeout=60)[1] for process in others]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in others]
         assert [process.returncode for process in others] == [1, 1]
         if rank != 0:  # the first speaks for all
             assert f"rank {rank}" in errors[0]
@@ -130,9 +136,27 @@ def test_a_rank_that_is_gone_ends_the_others_and_leaves_no_file(tmp_path, how, r
     assert not target.exists()
 
 
+def send_to_one_that_is_dead(group: Any) -> None:
+    with together(group, timeout=60) as ranks:
+        ranks.everyone(torch.zeros(1))
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(2)  # until the connection is broken
+        ranks.exchange([(1, torch.zeros(1))], [])()
+
+
+def test_what_is_sent_to_a_rank_that_is_gone_already():
+    with Processes(2) as some:
+        some.ask(2, send_to_one_that_is_dead)
+        error = some.answer(0)
+    assert isinstance(error, RankError), error
+    assert error.rank == 1
+    assert "is gone: it was ended" in str(error)
+
+
 def wait_for_a_beginning(folder: Path, processes: list[subprocess.Popen[str]]) -> None:
     """Wait until the output is being written."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not any(folder.glob(".out*")):
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from queue import SimpleQueue
@@ -136,9 +136,18 @@ class Board:
         while not done.wait(BEAT):
             self._look(began)
         self._say(waits_for=None)
-        if errors:
-            raise self._explained(errors[0], rank) from errors[0]
+        with self.explaining(rank):
+            if errors:
+                raise errors[0]
         self.step()
+
+    @contextmanager
+    def explaining(self, rank: int | None = None) -> Iterator[None]:
+        """Within this, a connection that breaks is a `RankError` that says why; `rank` is at its other end."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._explained(error, rank) from error
 
     def check(self) -> None:
         """Raise `RankError` if a rank has failed."""
@@ -177,10 +186,8 @@ class Board:
             at = after
         return None
 
-    def _explained(self, error: BaseException, rank: int | None) -> BaseException:
-        """The error of a wait in words: a connection breaks when a rank dies, and when it ends because another did."""
-        if not isinstance(error, RuntimeError):
-            return error
+    def _explained(self, error: RuntimeError, rank: int | None) -> RankError:
+        """The error in words: a connection breaks when a rank dies, and when it ends because another did."""
         before = {other: seen.sign.beat for other, seen in self._seen.items()}
         for _ in range(BEATS_TO_DIE):
             for other, seen in self._seen.items():
@@ -195,7 +202,7 @@ class Board:
             if seen.sign.beat == before[other] and not seen.sign.done
         ]
         if rank not in silent and silent:
-            rank = silent[0]
+            rank = min(silent, key=lambda other: self._seen[other].changed)
         if rank is None:
             return RankError(f"the ranks lost each other ({one_line(error)}); start again")
         place = self._seen[rank].sign.place

@@ -61,7 +61,8 @@ class Ranks:
         coming = [(rank, tensor, self._room(tensor)) for rank, tensor in received]
         asked = [dist.P2POp(dist.irecv, room, self._global(rank), self._group) for rank, _, room in coming]
         asked += [dist.P2POp(dist.isend, tensor, self._global(rank), self._group) for rank, tensor in going]
-        works = dist.batch_isend_irecv(asked) if asked else []
+        with self._board.explaining():  # a connection that is broken already
+            works = dist.batch_isend_irecv(asked) if asked else []
 
         def wait() -> None:
             for (rank, _, _), work in zip(coming, works, strict=False):
