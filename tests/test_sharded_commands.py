@@ -113,6 +113,16 @@ def test_an_error_is_said_once(tmp_path):
     assert outputs[1] == ("", "")
 
 
+def test_a_rank_that_ended_before_it_met_the_others(latents, tmp_path):
+    first, second = start(2, "decode", latents, tmp_path / "out.mkv", "--timeout", 5)
+    second.kill()
+    second.communicate()
+    _, error = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 1
+    assert "the ranks did not all meet" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
