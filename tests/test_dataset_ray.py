@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,10 +211,11 @@ def test_actors_are_killed(videos, alone, tmp_path):
     killed: list[int] = []
 
     def kill(now: Any) -> None:
-        actors = [each for each in ray_processes() if "MapWorker" in each.name() or "MapWorker" in name(each)]
+        actors = [each for each in ray_processes() if "MapWorker" in name(each)]
         if now.phase == "encode" and now.done > 2 * len(killed) and len(killed) < 3 and actors:
-            killed.append(actors[-1].pid)
-            actors[-1].kill()
+            with suppress(psutil.NoSuchProcess):
+                actors[-1].kill()
+                killed.append(actors[-1].pid)
 
     told = encode(videos, tmp_path / "latents", RayExecutor(concurrency=2), progress=kill)
     assert len(killed) == 3
@@ -236,7 +238,7 @@ def test_the_driver_is_killed_again_and_again(videos, alone, tmp_path):
             os.killpg(process.pid, number)
         else:
             process.kill()
-        ends.append(process.wait(60))
+        ends.append(process.wait(600))  # a machine may be busy with other things
     assert ends == [-signal.SIGKILL, -signal.SIGKILL, 128 + signal.SIGINT]
     assert subprocess.run(command, capture_output=True).returncode == 3
     assert 0 < summary(dest)["found"] < summary(dest)["clips"]
@@ -251,6 +253,6 @@ def ray_processes() -> list[psutil.Process]:
 
 def name(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline()[:3])
+        return " ".join([process.name(), *process.cmdline()[:3]])
     except psutil.Error:
         return ""
