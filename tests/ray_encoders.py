@@ -1,12 +1,18 @@
-"""Encoders without a model, for actors of Ray."""
+"""Encoders for actors of Ray: without a model, but for one; and a driver of that one."""
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
+from temporal_vae.distributed import Settings, encode_dataset
 from temporal_vae.distributed.dataset.encode_job import Batch, EncodeJob, Failure, Report
+from temporal_vae.distributed.dataset.encoder import Encoder
+from temporal_vae.distributed.dataset.executors.ray import RayExecutor
 from temporal_vae.errors import InputError
+
+PAUSE = 0.4  # seconds
 
 
 class Noting:
@@ -51,3 +57,25 @@ class Wrong:
 
     def __call__(self, batch: Batch) -> Report:
         raise ZeroDivisionError("a mistake")
+
+
+class Slow:
+    """Encodes with a pause before a shard is written and one after, so that there is a moment to be killed in."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        self._encode = Encoder(job)
+
+    def __call__(self, batch: Batch) -> Report:
+        time.sleep(PAUSE)
+        report = self._encode(batch)
+        time.sleep(PAUSE)
+        return report
+
+
+def drive(source: Path, dest: Path, address: str, clip_frames: int) -> None:
+    """What a process does that drives `Slow` workers on a cluster."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find it
+    executor, settings = RayExecutor(address=address, make=Slow), Settings(clip_frames=clip_frames)
+    encode_dataset(source, dest, settings=settings, executor=executor, device="cpu", clips_per_shard=2)
