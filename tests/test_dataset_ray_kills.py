@@ -18,6 +18,8 @@ import torch
 from video_files import render, scene
 from video_folders import assert_same, index, quarantine, records, summary, write_videos
 
+from temporal_vae.distributed.dataset.executors.ray import Attempts
+
 pytestmark = pytest.mark.skipif(
     find_spec("ray") is None, reason="ray is not installed; pip install 'temporal-vae[ray]'"
 )
@@ -132,6 +134,15 @@ def assert_as_whole(dest: Path, whole: Path) -> None:
     for key in ("clips", "left_out"):
         assert summary(dest)[key] == summary(whole)[key]
     assert not [path for path in dest.rglob("*") if ".part" in path.name]
+
+
+def test_workers_whose_machines_die_while_they_start_are_replaced_as_long_as_others_encode():
+    attempts = Attempts(workers=2)
+    for number in range(20):
+        assert attempts.start()
+        assert attempts.begin(number) == 1
+        attempts.end(number)
+    assert [attempts.start() for _ in range(6)] == [True] * 5 + [False]
 
 
 def test_the_machine_that_encodes_is_killed_twice(videos, whole, tmp_path):
