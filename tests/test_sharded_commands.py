@@ -146,6 +146,30 @@ def test_a_rank_that_is_gone_ends_the_others_and_leaves_no_file(tmp_path, how, r
     assert not target.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stands_still_for_a_while_is_waited_for(tmp_path, rank):
+    source, target = tmp_path / "latents.npy", tmp_path / "out.mkv"
+    np.save(source, np.random.default_rng(0).standard_normal((60, 8, 16, 24), dtype=np.float32))
+    processes = start(3, "decode", source, target, "--clip-frames", "4", "--timeout", PATIENCE)
+    try:
+        wait_for_a_beginning(tmp_path, processes)
+        for _ in range(2):
+            processes[rank].send_signal(signal.SIGSTOP)
+            time.sleep(
+                5
+            )  # longer than a store may take to answer, and than a rank whose connection broke has
+            processes[rank].send_signal(signal.SIGCONT)
+            time.sleep(1)
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    assert len(frames(target)) == 60
+
+
 def send_to_one_that_is_dead(group: Any) -> None:
     with together(group, timeout=60) as ranks:
         ranks.everyone(torch.zeros(1))
