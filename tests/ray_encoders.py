@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from temporal_vae.distributed import Settings, encode_dataset
@@ -11,8 +12,6 @@ from temporal_vae.distributed.dataset.encode_job import Batch, EncodeJob, Failur
 from temporal_vae.distributed.dataset.encoder import Encoder
 from temporal_vae.distributed.dataset.executors.ray import RayExecutor
 from temporal_vae.errors import InputError
-
-PAUSE = 0.4  # seconds
 
 
 class Noting:
@@ -62,20 +61,21 @@ class Wrong:
 class Slow:
     """Encodes with a pause before a shard is written and one after, so that there is a moment to be killed in."""
 
-    def __init__(self, job: EncodeJob) -> None:
-        self._encode = Encoder(job)
+    def __init__(self, pause: float, job: EncodeJob) -> None:
+        self._pause, self._encode = pause, Encoder(job)
 
     def __call__(self, batch: Batch) -> Report:
-        time.sleep(PAUSE)
+        time.sleep(self._pause)
         report = self._encode(batch)
-        time.sleep(PAUSE)
+        time.sleep(self._pause)
         return report
 
 
-def drive(source: Path, dest: Path, address: str, clip_frames: int) -> None:
+def drive(source: Path, dest: Path, address: str, clip_frames: int, pause: float) -> None:
     """What a process does that drives `Slow` workers on a cluster."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find it
-    executor, settings = RayExecutor(address=address, make=Slow), Settings(clip_frames=clip_frames)
+    executor = RayExecutor(address=address, make=partial(Slow, pause))
+    settings = Settings(clip_frames=clip_frames)
     encode_dataset(source, dest, settings=settings, executor=executor, device="cpu", clips_per_shard=2)

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 CLIP = 3
+SHORT, LONG = 0.2, 0.6  # seconds of the pauses that workers make
 PATIENCE = 600  # seconds that a machine busy with other things may take for anything
 MACHINE = {"object_store_memory": 80 << 20}
 LOOKING = {"health_check_period_ms": 300}  # after five looks in vain a machine is held to be dead
@@ -78,10 +79,10 @@ def two_machines(workers_here: int) -> Iterator[Machines]:
 
 
 @contextmanager
-def driver(videos: Path, dest: Path, address: str) -> Iterator[BaseProcess]:
+def driver(videos: Path, dest: Path, address: str, pause: float) -> Iterator[BaseProcess]:
     """A process that encodes; it is killed at the end of the block, if it still runs."""
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=ray_encoders.drive, args=(videos, dest, address, CLIP))
+    process = context.Process(target=ray_encoders.drive, args=(videos, dest, address, CLIP, pause))
     process.start()
     try:
         yield process
@@ -96,7 +97,7 @@ def wait_for_shards(dest: Path, chance: random.Random, process: BaseProcess) -> 
     while len(shards(dest)) < enough and process.is_alive():
         assert time.monotonic() < end, "nothing happens"
         time.sleep(0.02)
-    time.sleep(2 * ray_encoders.PAUSE * chance.random())
+    time.sleep(2 * LONG * chance.random())
 
 
 def shards(dest: Path) -> list[Path]:
@@ -104,12 +105,12 @@ def shards(dest: Path) -> list[Path]:
 
 
 def kill_in_turn(
-    videos: Path, dest: Path, machines: Machines, chance: random.Random, kills: list[str]
+    videos: Path, dest: Path, machines: Machines, chance: random.Random, kills: list[str], pause: float = LONG
 ) -> int:
     """Kill a machine, or the driver, at random moments, as `kills` says; how many of them while there was work."""
     left, bitten = list(kills), 0
     while True:
-        with driver(videos, dest, machines.address) as process:
+        with driver(videos, dest, machines.address, pause) as process:
             while left:
                 wait_for_shards(dest, chance, process)
                 bitten += process.is_alive()
@@ -147,7 +148,8 @@ def test_workers_whose_machines_die_while_they_start_are_replaced_as_long_as_oth
 
 def test_the_machine_that_encodes_is_killed_twice(videos, whole, tmp_path):
     with two_machines(workers_here=0) as machines:
-        bitten = kill_in_turn(videos, tmp_path / "latents", machines, random.Random(0), ["machine"] * 2)
+        kills = ["machine"] * 2
+        bitten = kill_in_turn(videos, tmp_path / "latents", machines, random.Random(0), kills, SHORT)
     assert bitten == 2
     assert_as_whole(tmp_path / "latents", whole)
 
