@@ -13,6 +13,8 @@ from temporal_vae.distributed.dataset.encoder import Encoder
 from temporal_vae.distributed.dataset.executors.ray import RayExecutor
 from temporal_vae.errors import InputError
 
+LIMIT = "1GiB"  # or it depends on the number of workers who computes what is small, modules or engine
+
 
 class Noting:
     """Notes each clip in a file of its own below DEST, once for each time; dies over clips called `poison`."""
@@ -77,5 +79,5 @@ def drive(source: Path, dest: Path, address: str, clip_frames: int, pause: float
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find it
     executor = RayExecutor(address=address, make=partial(Slow, pause))
-    settings = Settings(clip_frames=clip_frames)
-    encode_dataset(source, dest, settings=settings, executor=executor, device="cpu", clips_per_shard=2)
+    how = {"device": "cpu", "clips_per_shard": 2, "memory_limit": LIMIT}
+    encode_dataset(source, dest, settings=Settings(clip_frames=clip_frames), executor=executor, **how)

@@ -21,6 +21,7 @@ from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.request import Progress
 
 CLIP = 3
+LIMIT = "1GiB"  # or it depends on the number of workers who computes what is small, modules or engine
 PATIENCE = 600  # seconds that processes may take for anything on a machine busy with other things
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -48,7 +49,7 @@ def _nobody_stays() -> Iterator[None]:
 
 def start(videos: Path, dest: Path, *words: object) -> subprocess.Popen[bytes]:
     command = (sys.executable, "-m", "temporal_vae", "encode-dataset", videos, dest, "--clip-frames", CLIP)
-    more = ("--device", "cpu", "--clips-per-shard", 2, *words)
+    more = ("--device", "cpu", "--clips-per-shard", 2, "--memory-limit", LIMIT, *words)
     pipe = subprocess.PIPE
     process = subprocess.Popen(list(map(str, (*command, *more))), env=ENVIRONMENT, stdout=pipe, stderr=pipe)
     running.append(process)

@@ -44,7 +44,8 @@ def whole(videos, tmp_path_factory) -> Path:
     """What an uninterrupted run makes, without Ray."""
     dest = tmp_path_factory.mktemp("whole") / "latents"
     words = ("encode-dataset", videos, dest, "--clip-frames", CLIP, "--device", "cpu", "--workers", 1)
-    command = (sys.executable, "-m", "temporal_vae", *map(str, words))
+    limit = ("--memory-limit", ray_encoders.LIMIT)
+    command = (sys.executable, "-m", "temporal_vae", *map(str, (*words, *limit)))
     assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == 3
     return dest
 
