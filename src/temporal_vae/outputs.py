@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -18,6 +20,7 @@ from temporal_vae.errors import MediaError, file_name
 
 LONGEST_NAME = 255  # bytes that file systems take
 _ROOM = 96  # bytes of a temporary name beside what it keeps of the target's
+_SMALL = 2**16  # bytes of a file that a disk with room takes
 _unfinished: set[Path] = set()  # of this process
 _numbers = count()
 
@@ -125,7 +128,28 @@ def writing(target: str | Path) -> Iterator[None]:
 def failed_to_write(target: str | Path, error: Exception) -> MediaError:
     """The error for an output that the system did not take."""
     reason = (getattr(error, "strerror", None) or str(error) or "unknown error").lower()
+    if getattr(error, "errno", None) == errno.ENOSPC and _takes_no_files(Path(target).parent):
+        reason += " for another file: it has no inodes left"
     return MediaError(f"{file_name(target)}: can't be written ({reason}); check the disk and its free space")
+
+
+def _takes_no_files(folder: Path) -> bool:
+    """Whether the disk of a folder, that may be yet to be made, has as many files as it can have."""
+    with suppress(OSError, AttributeError):  # there is no statvfs everywhere
+        there = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+        disk = os.statvfs(there)
+        return disk.f_files > 0 and disk.f_favail == 0
+    return False
+
+
+def refusal(folder: Path) -> OSError | None:
+    """Why the system takes no small file in a folder; None where it does."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_SMALL))
+    except OSError as error:
+        return error
+    return None
 
 
 def anything_unfinished() -> bool:

@@ -5,6 +5,7 @@ Each rank of several writes a ledger of its own, and reads all. A ledger that is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -23,7 +24,7 @@ from temporal_vae.distributed.dataset.shards import Format, ShardInfo
 from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.engine.resources import cache_folder
 from temporal_vae.errors import MediaError, file_name
-from temporal_vae.outputs import durable
+from temporal_vae.outputs import durable, failed_to_write, refusal
 
 _VERSION = 1
 _WAIT = 60  # seconds for another process that writes
@@ -97,14 +98,22 @@ class Ledger:
         with self._said():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(path, timeout=_WAIT)
-            (version,) = self._base.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._base.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;")
-            elif version != _VERSION:
-                raise MediaError(
-                    f"{file_name(path)}: is of version {version}; this release writes {_VERSION}"
-                )
-            self._base.execute("PRAGMA synchronous = FULL")
+            try:
+                self._prepare()
+            except BaseException:
+                self._base.close()
+                raise
+
+    def _prepare(self) -> None:
+        """Make the tables where there are none."""
+        (version,) = self._base.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._base.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version != _VERSION:
+            raise MediaError(
+                f"{file_name(self._path)}: is of version {version}; this release writes {_VERSION}"
+            )
+        self._base.execute("PRAGMA synchronous = FULL")
 
     def __enter__(self) -> Ledger:
         return self
@@ -221,13 +230,29 @@ class Ledger:
 
     @contextmanager
     def _said(self, path: Path | None = None) -> Iterator[None]:
+        path = path or self._path
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except OSError as error:
+            raise failed_to_write(path, error) from error
+        except sqlite3.Error as error:
+            refused = _refused(path.parent, error)
+            if refused is not None:
+                raise failed_to_write(path, refused) from error
             raise MediaError(
-                f"{file_name(path or self._path)}: the ledger can't be read or written ({error}); check the disk and "
+                f"{file_name(path)}: the ledger can't be read or written ({error}); check the disk and "
                 "its free space, or remove a damaged ledger: it is made again from the shards"
             ) from error
+
+
+def _refused(folder: Path, error: sqlite3.Error) -> OSError | None:
+    """What the system said where it did not take what SQLite wrote; None where the ledger is to blame.
+
+    SQLite tells a full disk, but not that a disk takes no more files: it then can't open its journal.
+    """
+    if "disk is full" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return refusal(folder) if isinstance(error, sqlite3.OperationalError) else None
 
 
 def _plain(found: Found) -> dict[str, Any]:
