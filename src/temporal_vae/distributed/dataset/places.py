@@ -200,8 +200,8 @@ class RemotePlace(Place):
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """See `Place.writing`. What is written is held in a local temporary file until it is complete."""
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "part"
+        with _temporary_folder(self.shown(name)) as folder:
+            local = folder / "part"
             with local.open("wb") as file:
                 yield file
             self.take(local, name)
@@ -287,6 +287,21 @@ class RemotePlace(Place):
     def _at(self, name: str) -> tuple[Any, str]:
         system, root = _system(self.url)
         return system, f"{root.rstrip('/')}/{name}".rstrip("/")
+
+
+@contextmanager
+def _temporary_folder(shown: str) -> Iterator[Path]:
+    """A local folder for what is on its way to a file of another place, that messages name."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        where = f"temporary folder {file_name(tempfile.tempdir or '')}".rstrip()
+        raise MediaError(
+            f"{shown}: can't be written ({where}: {reason}); check the disk and its free space, or set TMPDIR to "
+            "a folder with room"
+        ) from error
 
 
 def _system(url: str) -> tuple[Any, str]:
