@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ from pathlib import Path
 
 import command_line
 import pytest
-from video_folders import records
+import torch
+from video_folders import index, records
 
+from temporal_vae import outputs
 from temporal_vae.distributed.dataset.shards import Format, Record
+from temporal_vae.media.reader import VideoReader
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 """Bytes that a file takes at a time."""
@@ -126,3 +131,44 @@ def assert_kept(before: dict[str, Record], dest: Path, format: Format) -> dict[s
     now = records(dest, format)
     assert before.keys() <= now.keys()
     return now
+
+
+def assert_exactly(dest: Path, whole: Path, format: Format = "tar") -> None:
+    """Each clip of the whole once, number by number."""
+    found, right = records(dest, format), records(whole)
+    assert found.keys() == right.keys()
+    for identity, record in found.items():
+        assert record.meta == right[identity].meta
+        for name, values in record.tensors.items():
+            assert torch.equal(values, right[identity].tensors[name])
+    assert [row["identity"] for row in index(dest)] == [row["identity"] for row in index(whole)]
+    assert not half_written(dest)
+
+
+def assert_once_stopped(ended: Ended, dest: Path) -> None:
+    """As `assert_stopped`; what a worker was writing when another one found the disk full may be left half-written."""
+    for path in half_written(dest):
+        assert outputs.is_left_over(path.name)
+        path.unlink()
+    assert_stopped(ended, dest, "shards/", "clips/", "ledger.sqlite")
+
+
+def in_ledger(path: Path) -> int:
+    base = sqlite3.connect(path)
+    try:
+        return base.execute("SELECT count(*) FROM clips").fetchone()[0]
+    except sqlite3.OperationalError:  # not even tables had room
+        return 0
+    finally:
+        base.close()
+
+
+def decoded(dest: Path, frames: int) -> dict[str, str]:
+    """A hash of the frames of each video that is there; one that is not whole can't be read."""
+    found = {}
+    for path in dest.glob("videos/*/*.mp4"):
+        with VideoReader(path) as reader:
+            shown = [frame for frame, _ in reader]
+        assert len(shown) == frames
+        found[path.name] = hashlib.sha256(b"".join(frame.tobytes() for frame in shown)).hexdigest()
+    return found

@@ -1,11 +1,9 @@
 """Datasets on a disk that is really full: one line says so, nothing is lost, and with room the same command goes on."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -14,16 +12,18 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-import torch
 from full_disks import (
     PAGE,
     Disk,
-    Ended,
+    assert_exactly,
     assert_kept,
+    assert_once_stopped,
     assert_stopped,
     can_have_namespace,
+    decoded,
     half_written,
     here,
+    in_ledger,
     in_process,
     mounted,
 )
@@ -39,7 +39,6 @@ from temporal_vae.distributed.dataset.places import open_place
 from temporal_vae.distributed.dataset.probing import probe
 from temporal_vae.distributed.dataset.shards import FORMATS
 from temporal_vae.errors import MediaError, MemoryLimitError
-from temporal_vae.media.reader import VideoReader
 
 CLIP, FRAMES = 3, 15
 ALONE = ("--rank", 0, "--world-size", 1)
@@ -108,18 +107,6 @@ def encoding(source: Path, dest: object, *words: object) -> tuple[object, ...]:
     return ("encode-dataset", source, dest, *few, *(words or ALONE))
 
 
-def assert_exactly(dest: Path, whole: Path, format="tar") -> None:
-    """Each clip of the whole once, number by number."""
-    found, right = records(dest, format), records(whole)
-    assert found.keys() == right.keys()
-    for identity, record in found.items():
-        assert record.meta == right[identity].meta
-        for name, values in record.tensors.items():
-            assert torch.equal(values, right[identity].tensors[name])
-    assert [row["identity"] for row in index(dest)] == [row["identity"] for row in index(whole)]
-    assert not half_written(dest)
-
-
 # Shards
 
 
@@ -158,14 +145,6 @@ def stop_and_go_on(
     assert not half_written(dest)
     if format == "tar":
         assert_as_whole(dest, whole)
-
-
-def assert_once_stopped(ended: Ended, dest: Path) -> None:
-    """As `assert_stopped`; what a worker was writing when another one found the disk full may be left half-written."""
-    for path in half_written(dest):
-        assert outputs.is_left_over(path.name)
-        path.unlink()
-    assert_stopped(ended, dest, "shards/", "clips/", "ledger.sqlite")
 
 
 def test_the_same_in_a_process(disk: Disk, videos, whole, run):
@@ -212,16 +191,6 @@ def test_page_by_page(disk: Disk, videos, whole, format, run):
 
 
 # The ledger
-
-
-def in_ledger(path: Path) -> int:
-    base = sqlite3.connect(path)
-    try:
-        return base.execute("SELECT count(*) FROM clips").fetchone()[0]
-    except sqlite3.OperationalError:  # not even tables had room
-        return 0
-    finally:
-        base.close()
 
 
 def test_a_ledger_that_finds_the_disk_full(disk: Disk, videos, whole, tmp_path, run):
@@ -363,23 +332,12 @@ def test_latents_are_not_broken_where_the_temporary_folder_is_full(small_tempora
 # Videos
 
 
-def decoded(dest: Path) -> dict[str, str]:
-    """A hash of the frames of each video that is there; one that is not whole can't be read."""
-    found = {}
-    for path in dest.glob("videos/*/*.mp4"):
-        with VideoReader(path) as reader:
-            frames = [frame for frame, _ in reader]
-        assert len(frames) == CLIP
-        found[path.name] = hashlib.sha256(b"".join(frame.tobytes() for frame in frames)).hexdigest()
-    return found
-
-
 @pytest.fixture(scope="module")
 def right(whole, tmp_path_factory) -> dict[str, str]:
     """The videos that an uninterrupted run makes elsewhere."""
     dest = tmp_path_factory.mktemp("right")
     decode_dataset(whole, dest, device="cpu", workers=0)
-    return decoded(dest)
+    return decoded(dest, CLIP)
 
 
 def test_videos_on_a_full_disk(disk: Disk, whole, right, run):
@@ -387,12 +345,12 @@ def test_videos_on_a_full_disk(disk: Disk, whole, right, run):
     words = ("decode-dataset", whole, dest, "--device", "cpu", "--workers", 0)
     disk.take(pages=4)
     assert_stopped(run(*words), dest, f"{dest}/videos/")
-    before = decoded(dest)
+    before = decoded(dest, CLIP)
     assert 0 < len(before) < len(right)
     assert before.items() <= right.items()
     disk.make_room()
     assert run(*words).code == 0
-    assert decoded(dest) == right
+    assert decoded(dest, CLIP) == right
     told = json.loads((dest / "summary.json").read_text())
     assert (told["found"], told["decoded"]) == (len(before), len(right) - len(before))
     assert len(pq.read_table(dest / "index.parquet")) == len(index(whole))
@@ -406,14 +364,14 @@ def stop_decoding_and_go_on(disk: Disk, whole: Path, right: dict, make, *words: 
     for step in range(2, 60):
         make(step)
         ended = in_process(*command)
-        now = decoded(dest)
+        now = decoded(dest, CLIP)
         assert before.keys() <= now.keys() <= right.keys()
         before = now
         if ended.code == 0:
             break
         assert_stopped(ended, dest, f"{dest}/")
     assert ended.code == 0
-    assert decoded(dest).keys() == right.keys()
+    assert decoded(dest, CLIP).keys() == right.keys()
     assert not half_written(dest)
 
 
