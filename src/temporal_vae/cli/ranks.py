@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from temporal_vae.errors import TemporalVaeError
+from temporal_vae.errors import RankError, TemporalVaeError, one_line
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoders.base import Autoencoder
@@ -88,9 +88,14 @@ def _together(command: Callable[..., None], timeout: float, arguments: dict[str,
 
     vae: Autoencoder = arguments["vae"]
     limit = arguments["memory_limit"]
-    dist.init_process_group(
-        "nccl" if vae.device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
-    )
+    backend = "nccl" if vae.device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:  # torch's errors of stores and connections are of this kind
+        raise RankError(
+            f"the ranks did not all meet within {timeout:g} s ({one_line(error)}); see whether one of them ended, "
+            "start again, or allow more time with --timeout"
+        ) from error
     with together(timeout=timeout) as ranks:
         video.begin(vae, ranks, limit)
         if ranks.rank == video.LEADER:

@@ -15,7 +15,7 @@ from temporal_vae.distributed.dataset.decoder import at_hand
 from temporal_vae.distributed.dataset.index import INDEX, read_index
 from temporal_vae.distributed.dataset.places import Place
 from temporal_vae.distributed.dataset.summary import DATASET
-from temporal_vae.errors import LatentFileError, MediaError, TemporalVaeError, one_line
+from temporal_vae.errors import LatentFileError, MediaError, MemoryLimitError, TemporalVaeError, one_line
 from temporal_vae.video.latents import LatentReader, ModelIdentity
 
 _DIGITS = 32
@@ -114,6 +114,8 @@ def _latent_files(place: Place) -> Latents:
         try:
             with at_hand(place, name) as path:
                 identity, row = _described(path)
+        except MemoryLimitError:  # no room for it here, which says nothing about the file
+            raise
         except (TemporalVaeError, OSError) as error:
             broken[name] = one_line(error) if isinstance(error, MediaError) else f"{name}: {one_line(error)}"
             continue

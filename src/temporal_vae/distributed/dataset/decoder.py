@@ -62,9 +62,12 @@ class Decoder:
         """
         try:
             with self._dest.scratch(self._job.folder) as folder:
-                video = folder / f"video{self._job.settings.suffix}"
-                frames, rate = self._decode(task, video)
-                self._dest.take(video, self._job.video_of(task.identity))
+                video, name = folder / f"video{self._job.settings.suffix}", self._job.video_of(task.identity)
+                try:
+                    frames, rate = self._decode(task, video)
+                except MediaError as error:  # of a name that nobody knows
+                    raise MediaError(str(error).replace(str(video), self._dest.shown(name))) from error
+                self._dest.take(video, name)
         except _Unfit as error:
             kind: Kind = "unreadable" if isinstance(error.reason, MediaError) else "failed"
             passing = not isinstance(error.reason, LatentFileError)
@@ -195,11 +198,19 @@ def at_hand(place: Place, name: str) -> Iterator[Path]:
 
     Raises:
         MediaError: it can't be read.
+        MemoryLimitError: it is on another machine, and there is no room for it on this one.
     """
     if place.local is not None:
         yield place.local / name
         return
+    data = place.read(name)
     with place.scratch("") as folder:
         path = folder / name.rpartition("/")[2]
-        path.write_bytes(place.read(name))
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise MemoryLimitError(
+                f"{place.shown(name)}: the temporary folder {folder.parent} has no room for it "
+                f"({(error.strerror or str(error)).lower()}); make room, or set TMPDIR to a folder with room"
+            ) from error
         yield path

@@ -111,6 +111,8 @@ class Run:
         self._path = path = request.ledger or ledger_path(self._place, self._share)
         with ExitStack() as held:
             held.enter_context(only_driver(path.parent, self._share, str(request.dest)))
+            clean(self._place, request.format)  # first of all: it may be all the room there is
+            held.callback(clean, self._place, request.format)  # what workers that died were writing
             fetch(self._place, path)
             self._ledger = held.enter_context(Ledger(path))
             self._ledger.forget_failures(lasting=request.retry_quarantined)
@@ -120,7 +122,6 @@ class Run:
             self._identity, facts = self._load_model()
             check(request.settings, facts.factor)
             self.plan = self._plan(listing, facts)
-            clean(self._place, request.format)
             self._reconcile()
             self.missing = self._missing()
             self._held = held.pop_all()

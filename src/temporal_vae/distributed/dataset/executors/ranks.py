@@ -10,7 +10,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from temporal_vae.distributed.dataset.executors import Executor, Job, MakeWorker, Result, Task, make_worker
-from temporal_vae.distributed.dataset.executors.local import device_of
+from temporal_vae.distributed.dataset.executors.local import device_of, share_of
 from temporal_vae.distributed.dataset.share import Share
 from temporal_vae.errors import InputError, RankError, one_line
 
@@ -27,6 +27,7 @@ class RankExecutor(Executor):
         rank: of this process, from 0 on.
         world_size: how many ranks there are.
         local_rank: of this process on its machine, where GPUs are taken in turn.
+        local_ranks: how many run on this machine at the same time, and share its memory.
         together: the ranks run at the same time, and each waits at the end until all are done. A launcher that ends all
             ranks as soon as one of them ends with another code than 0 asks for that.
         make: what makes a worker of a job, once.
@@ -38,6 +39,7 @@ class RankExecutor(Executor):
     rank: int
     world_size: int
     local_rank: int = 0
+    local_ranks: int = 1
     together: bool = False
     make: MakeWorker = make_worker
 
@@ -60,8 +62,9 @@ class RankExecutor(Executor):
         """See `Executor.run`."""
         work: Callable[[Task], Result] | None = None
         model = replace(job.model, device=device_of(job.model.device, self.local_rank))
+        memory = job.memory_limit or share_of(job.model.device, self.local_ranks)[1]
         for task in tasks:
-            work = work or self.make(replace(job, model=model))
+            work = work or self.make(replace(job, model=model, memory_limit=memory))
             yield work(task)
 
     def meet(self) -> None:
@@ -93,6 +96,10 @@ def rank_of_launcher() -> RankExecutor | None:
     world_size = os.environ.get("WORLD_SIZE", "1")
     if not world_size.isdigit() or int(world_size) < 2 or "RANK" not in os.environ:
         return None
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    rank = int(os.environ["RANK"])
-    return RankExecutor(rank=rank, world_size=int(world_size), local_rank=local, together=True)
+    rank, local, here = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    return RankExecutor(
+        rank=rank, world_size=int(world_size), local_rank=local, local_ranks=here, together=True
+    )

@@ -224,6 +224,7 @@ class Attempts:
     def end(self, index: int) -> None:
         """A worker is done with a task, and lives."""
         self._begun.pop(index, None)
+        self._starting = 0  # the model fits: machines come and go
 
 
 def _fits(node: dict[str, float], cpus: float, gpus: float) -> int:
