@@ -166,10 +166,10 @@ def test_only_a_few_batches_are_taken_before_others_have_come_back(tmp_path):
             yield Batch(number=number, clips=(clip(number),))
 
     reports = without_model(ray_encoders.Noting, tmp_path / "notes", batches())
-    seen = [(next(reports).batch, len(taken)) for _ in range(16)]
-    assert {count for _, count in seen} == {16}
-    assert sorted(number for number, _ in seen) == list(range(16))
-    assert sorted(report.batch for report in reports) == list(range(16, 40))
+    seen = [(next(reports).batch, len(taken)) for _ in range(20)]
+    assert {count for _, count in seen} == {20}
+    assert sorted(number for number, _ in seen) == list(range(20))
+    assert sorted(report.batch for report in reports) == list(range(20, 40))
 
 
 @pytest.mark.slow

@@ -37,17 +37,17 @@ from temporal_vae.distributed.dataset.executors.processes import WorkerError
 from temporal_vae.engine import cores
 from temporal_vae.errors import InputError, TemporalVaeError, one_line
 
-_CORES_EACH = (
-    2  # of a worker, where machines have them and there are no more workers than pairs: one reads meanwhile
-)
-_STORE = (
-    128 << 20
-)  # bytes of a local Ray's object store: descriptions of clips and what became of them are all that is in it
+_CORES_EACH = 2
+"""Of a worker, where machines have them and there are no more workers than pairs: one reads meanwhile."""
+
+_STORE = 128 << 20
+"""Bytes of a local Ray's object store: descriptions of clips and what became of them are all that is in it."""
+
 _KNOCK = 10.0  # seconds for a cluster to answer; Ray itself tries for minutes and then ends the process
 _IN_HAND = 2  # tasks that a worker has at a time, one of them waiting
-_FIRST = (
-    8  # tasks for each worker that are taken at first: how long they take says how large the others should be
-)
+
+_FIRST = 10
+"""Tasks for each worker that are taken at first: how long they take says how large the others should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
