@@ -25,7 +25,7 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.M | re.S)
 SMALLER = {"--clip-frames 25": "--clip-frames 4", "--area 512x320": "--area 64x64"}
 BENCHMARK = {
     "--rows 100000": "--rows 1000",
-    "--clips 16": "--clips 4",
+    "--clips 32": "--clips 4",
     "--rounds 3": "--rounds 1",
     "128x128": "64x64",
 }
