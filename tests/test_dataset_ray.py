@@ -1,7 +1,6 @@
 """`encode-dataset` on Ray: the same clips as without it, also when actors, machines and the driver are killed."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from video_folders import BROKEN, assert_same, index, quarantine, records, summa
 from temporal_vae.distributed import Settings, encode_dataset
 from temporal_vae.distributed.dataset.encode_job import Batch, ClipTask, EncodeJob, Report
 from temporal_vae.distributed.dataset.executors import ModelSpec
+from temporal_vae.distributed.dataset.executors.processes import WorkerError
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
 from temporal_vae.distributed.dataset.executors.ray import RayExecutor
 from temporal_vae.errors import InputError
@@ -174,18 +174,19 @@ def test_only_a_few_batches_are_taken_before_others_have_come_back(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("encoder", "error"),
+    ("encoder", "error", "reason"),
     [
-        (ray_encoders.Refusing, "none: no such model"),
-        (ray_encoders.Dying, "workers die while they load the model"),
-        (ray_encoders.Wrong, "ray_encoders.py:.*ZeroDivisionError: a mistake"),
+        (ray_encoders.Refusing, InputError, "none: no such model"),
+        (ray_encoders.Dying, WorkerError, "workers die while they load the model"),
+        (ray_encoders.Wrong, WorkerError, "ray_encoders.py:.*ZeroDivisionError: a mistake"),
     ],
 )
-def test_what_is_wrong_with_all_clips_ends_the_run_in_one_line(tmp_path, encoder, error):
+def test_what_is_wrong_with_all_clips_ends_the_run_in_one_line(tmp_path, encoder, error, reason):
     batches = [Batch(number=number, clips=(clip(number),)) for number in range(3)]
-    reports = list(without_model(encoder, tmp_path / "notes", batches))
-    assert len(reports) == len(batches)
-    assert all(re.search(error, str(report.error)) for report in reports)
+    with pytest.raises(error, match=reason) as found:
+        list(without_model(encoder, tmp_path / "notes", batches))
+    assert "\n" not in str(found.value)
+    assert not ray_processes()
 
 
 @pytest.mark.slow
