@@ -16,7 +16,7 @@ from pathlib import Path
 import command_line
 import pytest
 import torch
-from video_folders import index, records
+from video_folders import half_written, index, records
 
 from temporal_vae import outputs
 from temporal_vae.distributed.dataset.shards import Format, Record
@@ -120,10 +120,6 @@ def assert_stopped(ended: Ended, folder: Path, *names: str) -> None:
     assert "check the disk and its free space" in ended.err
     assert any(name in ended.err for name in names), ended.err
     assert not half_written(folder)
-
-
-def half_written(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if ".part" in path.name]
 
 
 def assert_kept(before: dict[str, Record], dest: Path, format: Format) -> dict[str, Record]:

@@ -21,15 +21,13 @@ from full_disks import (
     assert_stopped,
     can_have_namespace,
     decoded,
-    half_written,
     here,
     in_ledger,
     in_process,
     mounted,
 )
-from test_dataset_kills import assert_as_whole
 from video_files import render, scene
-from video_folders import index, records, summary
+from video_folders import assert_as_whole, half_written, index, records, summary
 
 from temporal_vae import encode_video, outputs
 from temporal_vae.distributed import Settings, decode_dataset, encode_dataset

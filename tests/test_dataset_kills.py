@@ -12,9 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from video_files import render, scene
-from video_folders import assert_same, index, quarantine, records, summary, write_videos
+from video_folders import assert_as_whole, half_written, write_videos
 
 from temporal_vae.distributed import Settings, encode_dataset
 from temporal_vae.distributed.dataset.executors.ranks import RankExecutor
@@ -92,28 +91,6 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def gone(processes: list[psutil.Process]) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     return not alive
-
-
-def assert_as_whole(dest: Path, whole: Path) -> None:
-    """Identity by identity, bit by bit, row by row."""
-    found, expected = records(dest), records(whole)
-    assert_same(found, expected)
-    for identity, record in found.items():
-        for name, values in record.tensors.items():
-            assert torch.equal(values, expected[identity].tensors[name])
-    keys = ("identity", "path", "start", "end", "frames", "bucket")
-    assert [[row[key] for key in keys] for row in index(dest)] == [
-        [row[key] for key in keys] for row in index(whole)
-    ]
-    assert quarantine(dest) == quarantine(whole)
-    assert {key: summary(dest)[key] for key in ("clips", "left_out")} == {
-        key: summary(whole)[key] for key in ("clips", "left_out")
-    }
-    assert not half_written(dest)
-
-
-def half_written(dest: Path) -> list[Path]:
-    return [path for path in dest.rglob("*") if ".part" in path.name]
 
 
 def kill_and_resume(videos: Path, dest: Path, kills: int, seed: int, workers: int = 2) -> None:

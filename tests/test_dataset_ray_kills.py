@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import ray_encoders
-import torch
 from video_files import render, scene
-from video_folders import assert_same, index, quarantine, records, summary, write_videos
+from video_folders import assert_as_whole, write_videos
 
 from temporal_vae.distributed.dataset.executors.ray import Attempts
 
@@ -122,20 +121,6 @@ def kill_in_turn(
                 process.join(PATIENCE)
                 assert process.exitcode == 0
                 return bitten
-
-
-def assert_as_whole(dest: Path, whole: Path) -> None:
-    """Clip by clip and bit by bit."""
-    found, expected = records(dest), records(whole)
-    assert_same(found, expected)
-    for identity, record in found.items():
-        for name, values in record.tensors.items():
-            assert torch.equal(values, expected[identity].tensors[name])
-    assert [row["identity"] for row in index(dest)] == [row["identity"] for row in index(whole)]
-    assert quarantine(dest) == quarantine(whole)
-    for key in ("clips", "left_out"):
-        assert summary(dest)[key] == summary(whole)[key]
-    assert not [path for path in dest.rglob("*") if ".part" in path.name]
 
 
 def test_workers_whose_machines_die_while_they_start_are_replaced_as_long_as_others_encode():

@@ -128,3 +128,25 @@ def assert_same(first: dict[str, Record], second: dict[str, Record]) -> None:
         assert record.tensors.keys() == second[identity].tensors.keys()
         for name, values in record.tensors.items():
             torch.testing.assert_close(values, second[identity].tensors[name], rtol=0, atol=2e-5)
+
+
+def assert_as_whole(dest: Path, whole: Path) -> None:
+    """Identity by identity, bit by bit, row by row."""
+    found, expected = records(dest), records(whole)
+    assert_same(found, expected)
+    for identity, record in found.items():
+        for name, values in record.tensors.items():
+            assert torch.equal(values, expected[identity].tensors[name])
+    keys = ("identity", "path", "start", "end", "frames", "bucket")
+    assert [[row[key] for key in keys] for row in index(dest)] == [
+        [row[key] for key in keys] for row in index(whole)
+    ]
+    assert quarantine(dest) == quarantine(whole)
+    assert {key: summary(dest)[key] for key in ("clips", "left_out")} == {
+        key: summary(whole)[key] for key in ("clips", "left_out")
+    }
+    assert not half_written(dest)
+
+
+def half_written(dest: Path) -> list[Path]:
+    return [path for path in dest.rglob("*") if ".part" in path.name]

@@ -69,9 +69,9 @@ class Encoder:
             raise MemoryLimitError(
                 f"out of memory ({one_line(error)}); set a memory limit, or fewer workers"
             ) from error
+        except TemporalVaeError:  # of which some are an OSError too
+            raise
         except OSError as error:
-            if isinstance(error, TemporalVaeError):
-                raise
             raise MediaError(f"a batch of clips can't be encoded ({one_line(error)})") from error
         return Report(batch=batch.number, shard=shard, failed=tuple(failed))
 

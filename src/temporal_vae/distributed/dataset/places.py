@@ -242,9 +242,8 @@ class RemotePlace(Place):
         system, path = self._at(name)
         with self._reading(name):
             end = None if length is None else offset + length
-            return system.cat_file(
-                path, start=offset or None, end=end
-            )  # of an empty file stores give no range
+            start = offset or None  # stores know no range of an empty file
+            return system.cat_file(path, start=start, end=end)
 
     def list(self, folder: str = "") -> list[str]:
         """See `Place.list`."""

@@ -41,7 +41,6 @@ class Videos:
 
     def __init__(self, place: Place, job: DecodeJob) -> None:
         self._place, self._job = place, job
-        self._known: dict[str, Note] = {}
 
     def look(self) -> tuple[set[str], dict[str, Note]]:
         """Identities of the videos that are there, and notes of others, by identity.
@@ -70,7 +69,6 @@ class Videos:
         """Remove notes, so that it is tried again."""
         for identity in identities:
             self._place.remove(self._name(identity))
-            self._known.pop(identity, None)
 
     def clean(self) -> None:
         """Remove what processes of this machine that are no more left half-written."""
@@ -78,12 +76,10 @@ class Videos:
             self._place.clean(folder)
 
     def _note(self, identity: str) -> Note | None:
-        if identity not in self._known:
-            try:
-                self._known[identity] = Note(**json.loads(self._place.read(self._name(identity))))
-            except (ValueError, TypeError, MediaError):
-                return None  # it says nothing, or is gone meanwhile: it is tried again
-        return self._known[identity]
+        try:
+            return Note(**json.loads(self._place.read(self._name(identity))))
+        except (ValueError, TypeError, MediaError):
+            return None  # it says nothing, or is gone meanwhile: it is tried again
 
     def _name(self, identity: str) -> str:
         return f"{self._job.folder}/{_NOTES}/{identity}.json"
