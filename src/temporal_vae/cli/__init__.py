@@ -13,6 +13,7 @@ from temporal_vae.cli.checkpoints import convert, export, inflate, push
 from temporal_vae.cli.dataset import decode_dataset, encode_dataset
 from temporal_vae.cli.info import info
 from temporal_vae.cli.plan import plan
+from temporal_vae.cli.serve import serve
 from temporal_vae.cli.train import train
 from temporal_vae.cli.video import decode, encode, reconstruct
 from temporal_vae.errors import TemporalVaeError
@@ -28,7 +29,7 @@ def commands() -> None:
 
 for command in (
     *(encode, decode, reconstruct, encode_dataset, decode_dataset),
-    *(convert, inflate, export, push, info, plan, train),
+    *(convert, inflate, export, push, info, plan, serve, train),
 ):
     commands.add_command(command)
 

@@ -69,7 +69,7 @@ class Coder:
     @cached_property
     def _encoder(self) -> Autoencoder:
         """The model to encode with, made when it is first asked for: who only decodes needs none."""
-        return _as_encoder(self._vae)
+        return as_encoder(self._vae)
 
     @property
     def together(self) -> int:
@@ -155,7 +155,7 @@ _encoders: WeakKeyDictionary[Autoencoder, tuple[list[tuple[int, int]], Autoencod
 """Of models in float16, those to encode with, and which weights they were cast from."""
 
 
-def _as_encoder(vae: Autoencoder) -> Autoencoder:
+def as_encoder(vae: Autoencoder) -> Autoencoder:
     """The model to encode with: where a float16 model asks for `force_upcast`, its encoder is cast to float32, once."""
     if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         return vae

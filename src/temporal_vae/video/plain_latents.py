@@ -21,6 +21,7 @@ from temporal_vae.media.frames import Color, clip_starts
 from temporal_vae.media.images import STILL_RATE
 from temporal_vae.outputs import check_readable
 from temporal_vae.video.latents import METADATA_KEY, LatentInfo, LatentReader, ModelIdentity, refusing
+from temporal_vae.video.scaling import unscaled
 
 
 class PlainLatents:
@@ -57,7 +58,7 @@ class PlainLatents:
             )
         if not frames.isfinite().all():
             raise LatentFileError(f"{source}: {name} holds values that are not finite; make it again")
-        self._frames = _unscaled(frames, vae) if scaled else frames
+        self._frames = unscaled(frames, vae) if scaled else frames
         rate, factor = fps or STILL_RATE, vae.spatial_factor
         height, width = (factor * length for length in frames.shape[-2:])
         self.info = LatentInfo(
@@ -173,17 +174,3 @@ def _frames(values: Tensor, channels: int, temporal: bool) -> Tensor | None:
     elif values.ndim == 3:
         values = values[None]
     return values if values.shape[1] == channels and values.numel() else None
-
-
-def _unscaled(frames: Tensor, vae: Autoencoder) -> Tensor:
-    """Latents of a diffusion model as the autoencoder takes them, as pipelines of diffusers do it."""
-    config = vae.config
-    if "scaling_factor" not in config:
-        raise InputError(
-            f"scaled: pipelines of {type(vae).__name__} normalise patches of latents; undo that and leave it out"
-        )
-    frames = frames.float() / config["scaling_factor"]
-    mean, std = (config.get(f"latents_{name}") for name in ("mean", "std"))
-    if mean is not None and std is not None:
-        return frames * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    return frames + (config.get("shift_factor") or 0)

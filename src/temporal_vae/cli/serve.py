@@ -1,0 +1,124 @@
+"""`temporal-vae serve`: one model behind HTTP."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from temporal_vae.cli.options import MemoryType, takes_model, together
+from temporal_vae.errors import InputError
+
+if TYPE_CHECKING:
+    from temporal_vae.autoencoders.base import Autoencoder
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SHARE_OF_FREE = 0.8
+
+_address_options = together(
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at."),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="Port to listen at; 0 takes one that is free.",
+    ),
+    click.option(
+        "--token",
+        envvar="TEMPORAL_VAE_TOKEN",
+        metavar="TOKEN",
+        help="What clients have to send as `Authorization: Bearer TOKEN`; better in the variable TEMPORAL_VAE_TOKEN, "
+        "since other users see command lines.",
+    ),
+    click.option(
+        "--origin",
+        "origins",
+        multiple=True,
+        metavar="URL",
+        help="Another site, whose pages may use this server.",
+    ),
+)
+
+_limit_options = together(
+    click.option(
+        "--memory-limit",
+        type=MemoryType(),
+        metavar="AMOUNT",
+        help="What all requests and jobs may take above the model; 80 % of what is free by default.",
+    ),
+    click.option(
+        "--body-limit", type=MemoryType(), default="256MiB", show_default=True, help="The largest body."
+    ),
+    click.option(
+        "--queue",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Requests in hand at once; more are told to come later.",
+    ),
+    click.option(
+        "--seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        default=600,
+        show_default=True,
+        help="How long a request may take, its wait included.",
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        default=30,
+        show_default=True,
+        help="Seconds for what is being computed when the server is asked to stop.",
+    ),
+)
+
+
+@click.command()
+@_address_options
+@_limit_options
+@takes_model
+def serve(
+    vae: Autoencoder,
+    host: str,
+    port: int,
+    token: str | None,
+    grace: float,
+    memory_limit: int | None,
+    **limits: Any,
+) -> None:
+    """Serve a model over HTTP, to programs and to people.
+
+    POST /decode and /encode speak the protocol of `remote_decode` and `remote_encode` of diffusers; the page at / takes
+    videos. Ctrl-C and SIGTERM let finish what is being computed, and refuse the rest.
+    """
+    _check_extra()
+    from temporal_vae.engine import free_memory
+    from temporal_vae.serve import Service, Settings
+    from temporal_vae.serve import serve as run
+
+    if token is not None and not token.isascii():
+        raise InputError("--token: letters of ASCII only, since it travels in a header")
+    limit = memory_limit or int(_SHARE_OF_FREE * free_memory(vae.device))
+    local = host in LOOPBACK
+    settings = Settings(memory_limit=limit, token=token, hosts=LOOPBACK if local else None, **limits)
+    service = Service(vae, settings)
+    service.warm_up()
+    if not local and token is None:
+        click.echo(
+            f"temporal-vae: {host} is open to the network, and anybody may use it; see --token", err=True
+        )
+    run(
+        service,
+        host=host,
+        port=port,
+        grace=grace,
+        started=lambda address: click.echo(f"serving on {address}", err=True),
+    )
+
+
+def _check_extra() -> None:
+    for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+        if find_spec(module) is None:
+            raise InputError(f"serve: {module} is not installed; pip install 'temporal-vae[serve]'")

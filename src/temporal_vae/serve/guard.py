@@ -1,0 +1,152 @@
+"""What every request passes before the service sees it: who it is from, how long its body is, how it is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from temporal_vae.serve.counters import Counters
+from temporal_vae.serve.refusals import Refusal, too_large
+from temporal_vae.serve.settings import MIB, Settings
+
+_READING = ("GET", "HEAD", "OPTIONS")
+_DRAINED = 64 * MIB  # of a body that nobody wants, so that the client gets to read why
+_DRAINING = 5.0  # seconds
+
+
+class Guard:
+    """An ASGI middleware.
+
+    Args:
+        app: what it guards.
+        settings: token, hosts, origins and the limit of bodies.
+        counters: of requests and the time they take.
+        is_open: whether a path needs no token.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, counters: Counters, is_open: Callable[[str], bool]
+    ) -> None:
+        self._app, self._settings, self._counters, self._is_open = app, settings, counters, is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, body, status = perf_counter(), _Body(receive), 500
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status >= HTTPStatus.BAD_REQUEST:
+                    await body.drain()
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope, Headers(scope=scope))
+            inner = self._app if refusal is None else refused(refusal)
+            await inner(scope, body, answer)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._counters.requests.labels(route, str(status)).inc()
+            self._counters.seconds.labels(route).observe(perf_counter() - began)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
+        try:
+            self._check_sender(scope["method"], headers)
+            if not self._is_open(scope["path"]):
+                self._check_token(headers.get("authorization"))
+            if scope["method"] not in _READING:
+                self._check_length(headers.get("content-length"), needed=scope["method"] == "POST")
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    def _check_sender(self, method: str, headers: Headers) -> None:
+        """Pages of other sites, which a browser lets send requests to this machine, may not."""
+        host = headers.get("host", "")
+        if self._settings.hosts is not None and _hostname(host) not in self._settings.hosts:
+            raise Refusal(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"this server is not {host or 'without a name'}; use {' or '.join(self._settings.hosts)}, "
+                "or start it with --host",
+            )
+        origin = headers.get("origin")
+        if method in _READING or origin is None or origin in self._settings.origins:
+            return
+        if urlsplit(origin).netloc != host:
+            raise Refusal(
+                HTTPStatus.FORBIDDEN,
+                f"pages of {origin} may not use this server; start it with --origin {origin} if they are to",
+            )
+
+    def _check_token(self, shown: str | None) -> None:
+        token = self._settings.token
+        if token is None:
+            return
+        expected = f"Bearer {token}".encode()
+        if not hmac.compare_digest((shown or "").encode(), expected):
+            refusal = Refusal(
+                HTTPStatus.UNAUTHORIZED, "this server has a token; send it as Authorization: Bearer TOKEN"
+            )
+            refusal.headers["WWW-Authenticate"] = "Bearer"
+            raise refusal
+
+    def _check_length(self, told: str | None, *, needed: bool) -> None:
+        if told is None or not told.isdigit():
+            if needed:
+                raise Refusal(
+                    HTTPStatus.LENGTH_REQUIRED,
+                    "the request has no Content-Length; send a body of known length",
+                )
+            return
+        if int(told) > self._settings.body_limit:
+            raise too_large(
+                f"a body of {int(told):,} bytes; this server takes {self._settings.body_limit:,}, "
+                "see --body-limit"
+            )
+
+
+class _Body:
+    """What a client sends, and how much of it is still to come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._complete = receive, False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._complete = True
+        return message
+
+    async def drain(self) -> None:
+        """Read what nobody asked for: a client whose connection is closed meanwhile would not see the answer."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._discard(), _DRAINING)
+
+    async def _discard(self) -> None:
+        left = _DRAINED
+        while not self._complete and left > 0:
+            left -= len((await self()).get("body", b""))
+
+
+def refused(refusal: Refusal) -> JSONResponse:
+    """The answer to what is refused."""
+    return JSONResponse({"detail": refusal.detail}, refusal.status, headers=refusal.headers)
+
+
+def _hostname(host: str) -> str:
+    """The name in a `Host` header, without the port."""
+    return urlsplit(f"//{host}").hostname or ""
