@@ -1,8 +1,11 @@
 """What a command shows: a progress bar on a terminal, tables for people, JSON for machines."""
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -39,3 +42,15 @@ def print_fields(title: str, fields: dict[str, str]) -> None:
 def print_json(value: Any) -> None:
     """Print a JSON object."""
     click.echo(json.dumps(value, indent=2))
+
+
+def command_line() -> str:
+    """What the user typed, as a shell takes it; the home folder, which the shell filled in, is `~` again."""
+    return " ".join(["temporal-vae", *map(_word, sys.argv[1:])])
+
+
+def _word(argument: str) -> str:
+    home = f"{Path.home()}/"
+    if argument.startswith(home):
+        return "~/" + shlex.quote(argument.removeprefix(home))
+    return shlex.quote(argument)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from temporal_vae.cli.console import print_json, progress_bar
+from temporal_vae.cli.console import command_line, print_json, progress_bar
 from temporal_vae.cli.options import (
     RateType,
     cut_options,
@@ -95,6 +95,17 @@ def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options:
     is_flag=True,
     help="Write OUT.compare.mp4 and OUT.compare.png too: source, result, amplified difference.",
 )
+@click.option(
+    "--charts",
+    is_flag=True,
+    help="Write OUT.charts.svg and OUT.charts.png too: PSNR, SSIM and flicker over time.",
+)
+@click.option(
+    "--report",
+    metavar="PAGE.html",
+    callback=lambda context, option, value: _page(value),
+    help="Write one HTML file that shows it all: figures, charts, frames, model and machine. Needs the extra report.",
+)
 @selection_options
 @cut_options
 @takes_audio
@@ -103,7 +114,9 @@ def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options:
 @memory_option
 @shares_its_work
 @json_option
-def reconstruct(source: str, target: str, vae: Autoencoder, as_json: bool, **options: Any) -> None:
+def reconstruct(
+    source: str, target: str, vae: Autoencoder, as_json: bool, report: str | None, **options: Any
+) -> None:
     """Encode and decode a video, and measure the result.
 
     PSNR, SSIM, flicker (the error of frame differences), time per frame and peak memory are printed, and saved with the
@@ -111,11 +124,23 @@ def reconstruct(source: str, target: str, vae: Autoencoder, as_json: bool, **opt
     """
     from temporal_vae.video.pipeline import reconstruct_video
 
-    with progress_bar("reconstruct") as progress:
-        report = reconstruct_video(source, target, vae=vae, progress=progress, **options)
+    options |= {"report": report, "command": command_line(), "progress": None}
+    with progress_bar("reconstruct") as options["progress"]:
+        found = reconstruct_video(source, target, vae=vae, **options)
     if as_json:
-        print_json(report.to_dict())
+        print_json(found.to_dict())
         return
-    click.echo(f"{Path(report.source).name} → {report.target}")
-    for line in report.lines():
+    click.echo(f"{Path(found.source).name} → {found.target}")
+    for line in found.lines():
         click.echo(line)
+    if report:
+        click.echo(f"report   {report}")
+
+
+def _page(name: str | None) -> str | None:
+    """Refuse a page that can't be made before the model is loaded, which may take long."""
+    if name is not None:
+        from temporal_vae.video.report.page import check_page
+
+        check_page(name)
+    return name

@@ -116,6 +116,15 @@ class Coder:
         """
         return self._plan("decode", frames).work
 
+    def plans(self, frames: int) -> tuple[engine.Plan, ...]:
+        """How a clip of so many frames is encoded and decoded; nothing where the engine does not plan.
+
+        Raises:
+            MemoryLimitError: as `together` and `decode_work`.
+        """
+        together = min(frames, self.together)
+        return (self._plan("encode", together), self._plan("decode", frames)) if self._plans else ()
+
     @torch.inference_mode()
     def encode(self, frames: Frames) -> DiagonalGaussianDistribution:
         """Posterior of frames `(t, h, w, 3)`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,6 +18,8 @@ from temporal_vae.outputs import check_writable, complete_or_nothing, writing
 AMPLIFICATION = 4  # of the difference
 _SHEET_ROWS = 6  # at most; at least half as many of a video that long
 _LABEL_HEIGHT = 16
+
+Item = TypeVar("Item")
 
 
 class Comparison:
@@ -33,8 +35,7 @@ class Comparison:
         check_writable(sheet)
         self._video = VideoWriter(video, rate=rate)
         self._open = ExitStack()
-        self._sheet: dict[int, Frames] = {}  # frame number -> side by side
-        self._stride = 1
+        self._sheet: EvenlySpaced[Frames] = EvenlySpaced(_SHEET_ROWS)  # side by side
         self._count = 0
 
     def __enter__(self) -> Comparison:
@@ -58,26 +59,46 @@ class Comparison:
         rows = side_by_side(source, result)
         self._video.write(rows, timestamps)
         for row in rows:
-            if self._count % self._stride == 0:
-                self._sheet[self._count] = row
+            if self._sheet.wants(self._count):
+                self._sheet.add(self._count, row)
             self._count += 1
-            if len(self._sheet) > _SHEET_ROWS:  # the video is longer than thought: keep every other row
-                self._stride *= 2
-                self._sheet = {
-                    number: row for number, row in self._sheet.items() if number % self._stride == 0
-                }
 
     def _draw_sheet(self) -> Image.Image:
-        height, width = next(iter(self._sheet.values())).shape[:2]
-        sheet = Image.new("RGB", (width, _LABEL_HEIGHT + len(self._sheet) * height), "white")
+        rows = self._sheet.kept
+        height, width = next(iter(rows.values())).shape[:2]
+        sheet = Image.new("RGB", (width, _LABEL_HEIGHT + len(rows) * height), "white")
         draw = ImageDraw.Draw(sheet)
         for column, label in enumerate(("source", "result", f"difference x{AMPLIFICATION}")):
             draw.text((column * width // 3 + 4, 2), label, fill="black")
-        for place, (number, row) in enumerate(self._sheet.items()):
+        for place, (number, row) in enumerate(rows.items()):
             top = _LABEL_HEIGHT + place * height
             sheet.paste(Image.fromarray(row), (0, top))
             draw.text((4, top + 2), f"frame {number}", fill="white", stroke_width=1, stroke_fill="black")
         return sheet
+
+
+class EvenlySpaced(Generic[Item]):
+    """Keeps some of a series of unknown length: those whose numbers are multiples of a stride that grows.
+
+    Args:
+        most: how many are kept at most; at least half as many of a series that long.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._stride = 1
+        self.kept: dict[int, Item] = {}
+
+    def wants(self, number: int) -> bool:
+        """Whether an item of this number is to be added."""
+        return number % self._stride == 0
+
+    def add(self, number: int, item: Item) -> None:
+        """Keep an item that is wanted; numbers come in order."""
+        self.kept[number] = item
+        while len(self.kept) > self._most:  # the series is longer than thought: keep every other one
+            self._stride *= 2
+            self.kept = {number: item for number, item in self.kept.items() if self.wants(number)}
 
 
 def comparison_paths(target: Path) -> tuple[Path, Path]:

@@ -28,12 +28,11 @@ from temporal_vae.media.audio import Audio
 from temporal_vae.media.frames import Clip, clip_starts, exact
 from temporal_vae.media.reader import VideoReader
 from temporal_vae.media.writer import VideoWriter
-from temporal_vae.metrics import QualityMeter
-from temporal_vae.outputs import check_apart, check_writable, complete_or_nothing, writing
+from temporal_vae.outputs import check_apart, check_writable
 from temporal_vae.streams import stream
 from temporal_vae.video.arguments import Output, Selection
+from temporal_vae.video.beside import ByProducts
 from temporal_vae.video.coder import CLIP_FRAMES, Coder
-from temporal_vae.video.comparison import Comparison, comparison_paths
 from temporal_vae.video.latents import (
     LatentInfo,
     LatentWriter,
@@ -41,7 +40,8 @@ from temporal_vae.video.latents import (
     check_latent_target,
 )
 from temporal_vae.video.plain_latents import open_latents
-from temporal_vae.video.report import Report, peak_memory, report_path
+from temporal_vae.video.report import Report, peak_memory
+from temporal_vae.video.report.facts import call_text
 from temporal_vae.video.stitcher import Stitcher
 from temporal_vae.video.work import Progress
 
@@ -193,6 +193,9 @@ def reconstruct_video(
     clip_frames: int | None = CLIP_FRAMES,
     overlap: int = 0,
     compare: bool = False,
+    charts: bool = False,
+    report: str | Path | None = None,
+    command: str | None = None,
     codec: str | None = None,
     crf: int = 18,
     audio: Audio = True,
@@ -211,6 +214,9 @@ def reconstruct_video(
             meaning where the model is an image autoencoder, which decodes each frame by itself.
         overlap: frames that neighbouring clips share and cross-fade over.
         compare: write a side-by-side video and a contact sheet too.
+        charts: write `TARGET.charts.svg` and `TARGET.charts.png` too: the figures over time.
+        report: an HTML file that shows all of it, and needs no other file; needs the extra `report`.
+        command: what the report says it was made by; this call by default, nothing if empty.
         codec: how the video is written, see `Output`.
         crf: see `Output`.
         audio: see `Output`.
@@ -224,43 +230,37 @@ def reconstruct_video(
         Quality, time and memory.
 
     Raises:
-        InputError: an overlap of clips for an image autoencoder.
+        InputError: an overlap of clips for an image autoencoder; a report where its extra is not installed.
         MediaError: a source that cannot be read or a target that cannot be written.
         MemoryLimitError: a limit that is too small; nothing is written then.
     """
-    vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
+    command = call_text(reconstruct_video, locals()) if command is None else command
     check_writable(target)
     target, started = Path(target), perf_counter()
-    beside = [report_path(target), *(comparison_paths(target) if compare else ())]
-    for path in beside:
-        check_writable(path)
-    model_clock, quality = _Stopwatch(), QualityMeter()
+    beside = ByProducts(target, compare=compare, charts=charts, page=report)
+    vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
+    model_clock = _Stopwatch()
     with ExitStack() as stack:
         reader = stack.enter_context(VideoReader(source, **selection))
-        check_apart([target, *beside], reader.files)
+        check_apart([target, *beside.paths], reader.files)
         coder = coder_type(vae, reader.height, reader.width, memory_limit=memory_limit, progress=progress)
         clip_frames = coder.clip_frames(clip_frames, overlap)
         if reader.expected_frames is not None:
             coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
-        report_file = stack.enter_context(complete_or_nothing(beside[0]))
+        shown = _as_shown(reader, selection)
+        stack.enter_context(beside.opened(reader, shown["pixel_aspect"]))
         writer = stack.enter_context(
-            VideoWriter(
-                target, codec=codec, crf=crf, audio_from=source, audio=audio, **_as_shown(reader, selection)
-            )
+            VideoWriter(target, codec=codec, crf=crf, audio_from=source, audio=audio, **shown)
         )
-        comparison = stack.enter_context(Comparison(target, rate=reader.rate)) if compare else None
 
         def reconstruct(clip: Clip) -> tuple[Clip, Clip]:
+            beside.note_plans(coder, len(clip))
             with model_clock:
                 return clip, clip.replace(coder.reconstruct(clip.frames))
 
         def finish(original: Clip, result: Clip) -> None:
-            quality.update(original.frames, result.frames)
             writer.write(result.frames, result.timestamps)
-            if comparison:
-                for i in range(len(result)):  # one frame at a time keeps the pictures side by side small
-                    one = slice(i, i + 1)
-                    comparison.write(original.frames[one], result.frames[one], result.timestamps[one])
+            beside.write(original, result)
 
         stack.enter_context(coder.work.reported())
         clips = reader.clips(clip_frames, overlap)
@@ -273,9 +273,7 @@ def reconstruct_video(
             finish(*pieces)
         # Whatever can fail does so before the first of the outputs appears.
         writer.finish(reader.last_duration)
-        if comparison:
-            comparison.finish(reader.last_duration)
-        report = Report(
+        found = Report(
             source=str(source),
             target=str(target),
             model=ModelIdentity.of(vae).name,
@@ -285,14 +283,13 @@ def reconstruct_video(
             height=reader.height,
             clip_frames=clip_frames if vae.network.temporal else 1,
             overlap=overlap,
-            quality=quality,
+            quality=beside.quality,
             model_seconds=model_clock.seconds,
             total_seconds=perf_counter() - started,
             peak_memory=peak_memory(vae.device),
         )
-        with writing(beside[0]):
-            report.save(report_file)
-    return report
+        beside.finish(found, vae, command, reader.last_duration)
+    return found
 
 
 def _reconstruction_work(coder: Coder, frames: int, clip_frames: int | None, overlap: int) -> int:
