@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.media.frames import Clip, clip_starts
 from temporal_vae.media.reader import VideoReader
+from temporal_vae.media.writer import VideoWriter
 from temporal_vae.metrics import QualityMeter
 from temporal_vae.outputs import check_writable, complete_or_nothing, writing
 from temporal_vae.video.coder import Coder
 from temporal_vae.video.comparison import Comparison, comparison_paths
+from temporal_vae.video.latents import LatentInfo, LatentWriter, check_latent_target
 from temporal_vae.video.report import Report, report_path
 from temporal_vae.video.report.charts import Timeline, charts_drawing, series_of
 from temporal_vae.video.report.drawing import picture, svg_file
@@ -28,6 +34,8 @@ class ByProducts:
         compare: write a comparison side by side.
         charts: write the figures over time as SVG and PNG.
         page: where a page about it all goes.
+        latents: where the latents go.
+        source_copy: where the source goes as it was read.
 
     Attributes:
         paths: all that will be written.
@@ -38,7 +46,16 @@ class ByProducts:
         MediaError: a name that cannot be written.
     """
 
-    def __init__(self, target: Path, *, compare: bool, charts: bool, page: str | Path | None) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        compare: bool,
+        charts: bool,
+        page: str | Path | None,
+        latents: str | Path | None,
+        source_copy: str | Path | None,
+    ) -> None:
         self._target, self._compare = target, compare
         self._metrics_path = report_path(target)
         self._chart_paths = chart_paths(target) if charts else ()
@@ -49,8 +66,16 @@ class ByProducts:
             *self._chart_paths,
             *([self._page_path] if self._page_path else []),
         ]
+        self._latents_path, self._copy_path = (
+            None if one is None else Path(one) for one in (latents, source_copy)
+        )
+        if self._latents_path:
+            check_latent_target(self._latents_path)
+        self.paths += [path for path in (self._latents_path, self._copy_path) if path]
         for path in self.paths:
             check_writable(path)
+        self._latents: LatentWriter | None = None
+        self._copy: VideoWriter | None = None
         self.quality = QualityMeter()
         self._stamps: list[float] = []
         self._comparison: Comparison | None = None
@@ -58,19 +83,31 @@ class ByProducts:
         self._files: dict[Path, Path] = {}  # name -> temporary name
 
     @contextmanager
-    def opened(self, reader: VideoReader, pixel_aspect: Fraction) -> Iterator[None]:
-        """Within this, frames are added; they appear under their names if it ends well."""
+    def opened(
+        self, reader: VideoReader, shown: dict[str, Any], describe: Callable[[], LatentInfo]
+    ) -> Iterator[None]:
+        """Within this, frames are added; they appear under their names if it ends well.
+
+        Args:
+            reader: of the source.
+            shown: what a player needs to show the frames as the source.
+            describe: what a latent file says of the source.
+        """
         with ExitStack() as stack:
-            for path in self.paths:
-                if not (self._compare and path in comparison_paths(self._target)):
+            for path in (self._metrics_path, *self._chart_paths, self._page_path):
+                if path:
                     self._files[path] = stack.enter_context(complete_or_nothing(path))
+            if self._latents_path:
+                self._latents = stack.enter_context(LatentWriter(self._latents_path, describe()))
+            if self._copy_path:
+                self._copy = stack.enter_context(VideoWriter(self._copy_path, **shown))
             if self._compare:
                 self._comparison = stack.enter_context(Comparison(self._target, rate=reader.rate))
             if self._page_path:
                 self._page = Page(
                     width=reader.width,
                     height=reader.height,
-                    pixel_aspect=pixel_aspect,
+                    pixel_aspect=shown["pixel_aspect"],
                     expected=reader.expected_frames,
                 )
             yield
@@ -80,8 +117,16 @@ class ByProducts:
         if self._page and self._page.plans is None:
             self._page.plans = coder.plans(frames)
 
+    def keep(self, mean: Tensor, logvar: Tensor, timestamps: Sequence[Fraction], overlap: int) -> None:
+        """Add the latents of the next clip, of which the one before had the first `overlap` frames."""
+        if self._latents:
+            new = slice(overlap if len(self._latents) else 0, None)
+            self._latents.write(mean[new], logvar[new], timestamps[new])
+
     def write(self, source: Clip, result: Clip) -> None:
         """Add the next frames."""
+        if self._copy:
+            self._copy.write(source.frames, source.timestamps)
         self.quality.update(source.frames, result.frames)
         self._stamps += map(float, result.timestamps)
         if self._page:
@@ -93,6 +138,10 @@ class ByProducts:
 
     def finish(self, report: Report, vae: Autoencoder, command: str, last_duration: Fraction | None) -> None:
         """Write what is still held back; call it before the block ends."""
+        if self._latents:
+            self._latents.info = replace(self._latents.info, last_duration=last_duration)
+        if self._copy:
+            self._copy.finish(last_duration)
         if self._comparison:
             self._comparison.finish(last_duration)
         timeline = Timeline(stamps=self._stamps, clips=_clips(report))

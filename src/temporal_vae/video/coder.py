@@ -146,11 +146,15 @@ class Coder:
         """Frames of several clips, as `decode`."""
         return [self.decode(clip) for clip in latents]
 
+    def encode_clip(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance `(t, z, h/f, w/f)` of frames `(t, h, w, 3)`, as many at a time as cost the least."""
+        step = self.together
+        posteriors = [self.encode(frames[i : i + step]) for i in range(0, len(frames), step)]
+        return torch.cat([one.mean for one in posteriors]), torch.cat([one.logvar for one in posteriors])
+
     def reconstruct(self, frames: Frames) -> Frames:
         """Encode frames `(t, h, w, 3)` and decode the mean of their latents as one clip."""
-        step = self.together
-        latents = [self.encode(frames[i : i + step]).mode() for i in range(0, len(frames), step)]
-        return self.decode(torch.cat(latents))
+        return self.decode(self.encode_clip(frames)[0])
 
     def _plan(self, task: engine.Task, frames: int) -> engine.Plan:
         vae, (height, width) = self._encoder if task == "encode" else self._vae, self._padded

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
@@ -96,7 +97,6 @@ def encode_video(
             coder.work.reported(),
             closing(stream(encode, reader.clips(together))) as encoded,
         ):
-            writer.info = replace(writer.info, source_sha256=_sha256(Path(reader.info.path)))
             for mean, logvar, timestamps in encoded:
                 writer.write(mean, logvar, timestamps)
             writer.info = replace(writer.info, last_duration=reader.last_duration)
@@ -196,6 +196,8 @@ def reconstruct_video(
     charts: bool = False,
     report: str | Path | None = None,
     command: str | None = None,
+    latents: str | Path | None = None,
+    source_copy: str | Path | None = None,
     codec: str | None = None,
     crf: int = 18,
     audio: Audio = True,
@@ -217,6 +219,8 @@ def reconstruct_video(
         charts: write `TARGET.charts.svg` and `TARGET.charts.png` too: the figures over time.
         report: an HTML file that shows all of it, and needs no other file; needs the extra `report`.
         command: what the report says it was made by; this call by default, nothing if empty.
+        latents: a latent file, for what was decoded.
+        source_copy: a video of the frames as they were read, to be shown beside the result.
         codec: how the video is written, see `Output`.
         crf: see `Output`.
         audio: see `Output`.
@@ -237,7 +241,9 @@ def reconstruct_video(
     command = call_text(reconstruct_video, locals()) if command is None else command
     check_writable(target)
     target, started = Path(target), perf_counter()
-    beside = ByProducts(target, compare=compare, charts=charts, page=report)
+    beside = ByProducts(
+        target, compare=compare, charts=charts, page=report, latents=latents, source_copy=source_copy
+    )
     vae = vae or AutoencoderKLTemporalDecoder.from_embedded()
     model_clock = _Stopwatch()
     with ExitStack() as stack:
@@ -248,15 +254,16 @@ def reconstruct_video(
         if reader.expected_frames is not None:
             coder.work.expect(_reconstruction_work(coder, reader.expected_frames, clip_frames, overlap))
         shown = _as_shown(reader, selection)
-        stack.enter_context(beside.opened(reader, shown["pixel_aspect"]))
+        stack.enter_context(beside.opened(reader, shown, partial(_describe, reader, selection, vae)))
         writer = stack.enter_context(
             VideoWriter(target, codec=codec, crf=crf, audio_from=source, audio=audio, **shown)
         )
 
-        def reconstruct(clip: Clip) -> tuple[Clip, Clip]:
+        def reconstruct(clip: Clip) -> tuple[Clip, Clip, tuple[Tensor, Tensor]]:
             beside.note_plans(coder, len(clip))
             with model_clock:
-                return clip, clip.replace(coder.reconstruct(clip.frames))
+                mean, logvar = coder.encode_clip(clip.frames)
+                return clip, clip.replace(coder.decode(mean)), (mean, logvar)
 
         def finish(original: Clip, result: Clip) -> None:
             writer.write(result.frames, result.timestamps)
@@ -264,9 +271,10 @@ def reconstruct_video(
 
         stack.enter_context(coder.work.reported())
         clips = reader.clips(clip_frames, overlap)
-        pairs = stack.enter_context(closing(stream(reconstruct, clips)))
+        reconstructed = stack.enter_context(closing(stream(reconstruct, clips)))
         originals, results = Stitcher(overlap), Stitcher(overlap)
-        for clip, result in pairs:
+        for clip, result, posterior in reconstructed:
+            beside.keep(*posterior, clip.timestamps, overlap)
             for pieces in zip(originals.push(clip), results.push(result), strict=True):
                 finish(*pieces)
         for pieces in zip(originals.finish(), results.finish(), strict=True):
@@ -302,7 +310,7 @@ def _describe(reader: VideoReader, selection: Selection, vae: Autoencoder) -> La
     return LatentInfo(
         model=ModelIdentity.of(vae),
         source_name=source.name,
-        source_sha256="",
+        source_sha256=_sha256(source),
         height=reader.height,
         width=reader.width,
         padded_height=reader.height + -reader.height % factor,
