@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,6 +67,36 @@ _limit_options = together(
         help="How long a request may take, its wait included.",
     ),
     click.option(
+        "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Videos in hand at once."
+    ),
+    click.option(
+        "--job-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        default=3600,
+        show_default=True,
+        help="How long a video may take.",
+    ),
+    click.option(
+        "--results-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        default=3600,
+        show_default=True,
+        help="How long results of videos are kept.",
+    ),
+    click.option(
+        "--results-limit",
+        type=MemoryType(),
+        default="4GiB",
+        show_default=True,
+        help="What all videos and their results may take of the disk.",
+    ),
+    click.option(
+        "--results-folder",
+        "folder",
+        type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+        help="Where they lie; the system's folder for temporary files by default.",
+    ),
+    click.option(
         "--grace",
         type=click.FloatRange(min=0),
         default=30,
@@ -86,6 +117,7 @@ def serve(
     token: str | None,
     grace: float,
     memory_limit: int | None,
+    folder: Path | None,
     **limits: Any,
 ) -> None:
     """Serve a model over HTTP, to programs and to people.
@@ -100,8 +132,12 @@ def serve(
 
     if token is not None and not token.isascii():
         raise InputError("--token: letters of ASCII only, since it travels in a header")
+    name = Path(vae.config.get("_name_or_path") or "")
+    if name.exists():  # clients are told what it is called, not where it lies
+        vae.register_to_config(_name_or_path=name.resolve().name)
     limit = memory_limit or int(_SHARE_OF_FREE * free_memory(vae.device))
     local = host in LOOPBACK
+    limits |= {"folder": folder} if folder else {}
     settings = Settings(memory_limit=limit, token=token, hosts=LOOPBACK if local else None, **limits)
     service = Service(vae, settings)
     service.warm_up()

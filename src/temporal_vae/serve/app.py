@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -10,18 +11,24 @@ from time import monotonic
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from temporal_vae import __version__
 from temporal_vae.autoencoders.base import Autoencoder
+from temporal_vae.outputs import remove_leftovers, temporary_name
 from temporal_vae.serve.coding import MIME, Call, Coding
 from temporal_vae.serve.counters import Counters
 from temporal_vae.serve.description import describe_machine, describe_model
 from temporal_vae.serve.desk import Desk, Place
 from temporal_vae.serve.guard import Guard
+from temporal_vae.serve.job_routes import JobRoutes
+from temporal_vae.serve.jobs import Job, Jobs
+from temporal_vae.serve.page import Page
 from temporal_vae.serve.problems import HANDLERS, PROBLEMS
 from temporal_vae.serve.queries import DecodeQuery, EncodeQuery
+from temporal_vae.serve.reconstruction import Reconstruction
 from temporal_vae.serve.refusals import Refusal, bad, gone, too_slow
 from temporal_vae.serve.settings import Settings
 from temporal_vae.serve.tensors import TENSOR
@@ -44,6 +51,7 @@ class Service:
     Attributes:
         app: the ASGI application.
         desk: who waits and what is computed.
+        jobs: videos that people sent.
     """
 
     def __init__(self, vae: Autoencoder, settings: Settings) -> None:
@@ -51,6 +59,10 @@ class Service:
         self.desk = Desk(places=settings.queue, held_limit=settings.held_limit)
         self._vae, self._coding = vae, Coding(vae, settings.compute_limit)
         self._counters = Counters(self.desk)
+        self._folder = temporary_name(settings.folder.absolute() / "temporal-vae-jobs")
+        self.jobs = Jobs(self._folder, settings, self._reconstruct, self._counters.count_job)
+        self._reconstruction = Reconstruction(vae, self.desk, settings, self.jobs.check_room)
+        self._page = Page()
         self.app = FastAPI(
             title="temporal-vae",
             version=__version__,
@@ -72,18 +84,29 @@ class Service:
     def close(self) -> None:
         """Refuse what waits and what comes; what is being computed goes on."""
         self.desk.close()
+        self.jobs.close()
 
     def stop(self) -> None:
         """Refuse what is being computed, too."""
         self.desk.call_off()
+        self.jobs.call_off()
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(self.desk.end)
+        remove_leftovers(self._folder.parent)  # of servers that were killed
+        self._folder.mkdir()
+        try:
+            yield
+            await asyncio.to_thread(self.jobs.end)
+            await asyncio.to_thread(self.desk.end)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _reconstruct(self, job: Job) -> None:
+        self._reconstruction(job)
 
     def _is_open(self, path: str) -> bool:
-        return path == "/healthz"
+        return path == "/healthz" or self._page.has(path)
 
     def _add_routes(self) -> None:
         decode: dict[str, Any] = {
@@ -103,6 +126,8 @@ class Service:
         self.app.get("/healthz", summary="Whether requests are taken")(self.health)
         self.app.get("/metrics", summary="Figures for Prometheus", response_class=Response)(self.metrics)
         self.app.get("/info", summary="Which model, which limits")(self.info)
+        self.app.include_router(JobRoutes(self.jobs).router)
+        self.app.get("/{path:path}", include_in_schema=False)(self.file)
 
     async def decode(self, request: Request, query: Annotated[DecodeQuery, Query()]) -> Response:
         """Decode a tensor of latents, as `diffusers.utils.remote_utils.remote_decode` sends it."""
@@ -136,6 +161,13 @@ class Service:
     async def metrics(self) -> Response:
         """Figures for Prometheus."""
         return Response(self._counters.text(), media_type=Counters.content_type)
+
+    async def file(self, request: Request) -> Response:
+        """A file of the page."""
+        found = self._page.response(request.url.path)
+        if found is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        return found
 
     async def info(self) -> dict[str, Any]:
         """Which model this is, what it allows, and what it runs on."""

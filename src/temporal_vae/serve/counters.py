@@ -51,6 +51,10 @@ class Counters:
         ):
             Gauge(f"temporal_vae_{name}", about, **own).set_function(value)
 
+    def count_job(self, state: str) -> None:
+        """A job ended in this state."""
+        self.jobs.labels(state).inc()
+
     def text(self) -> bytes:
         """In the format of Prometheus."""
         return generate_latest(self._registry)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from temporal_vae.amounts import parse_memory
 
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Shape = Annotated[list[Length], Field(min_length=3, max_length=5)]
@@ -15,6 +17,19 @@ def _not_zero(value: float) -> float:
     if value == 0:
         raise ValueError("latents can't be divided by zero")
     return value
+
+
+def _amount(value: str) -> str:
+    parse_memory(value)
+    return value
+
+
+def _clip_frames(value: object) -> object:
+    """Form fields are text."""
+    text = str(value)
+    if text != "all" and not (text.isdecimal() and 1 <= int(text) <= 10**6):
+        raise ValueError("write a number of frames from 1 up, or all")
+    return text if text == "all" else int(text)
 
 
 Factor = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_not_zero)]
@@ -57,3 +72,36 @@ class EncodeQuery(_Query):
         None, description="Of a tensor of pixels in [-1, 1]: (n, c, h, w) or (b, c, t, h, w)."
     )
     dtype: DType | None = Field(None, description="Of the tensor, little-endian.")
+
+
+class JobOptions(BaseModel):
+    """Fields of `POST /jobs` beside the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clip_frames: Annotated[int | Literal["all"], BeforeValidator(_clip_frames)] = Field(
+        25, description="Frames decoded as one clip, or all. It changes the pixels."
+    )
+    overlap: Annotated[int, Field(ge=0)] = Field(
+        0, description="Frames that clips share and cross-fade over."
+    )
+    memory_limit: Annotated[str, AfterValidator(_amount)] | None = Field(
+        None,
+        description="What the model may take, such as 1GiB: at most what the server has. The same pixels.",
+    )
+    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")] | None = Field(
+        None, description="Scale to WIDTH or WIDTHxHEIGHT pixels."
+    )
+    frames: Annotated[int, Field(ge=1)] | None = Field(None, description="The most frames to read.")
+    start: Annotated[float, Field(ge=0, le=1e6)] = Field(0, description="Seconds to skip at the beginning.")
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="Frames per second to resample to."
+    )
+
+    @property
+    def width_and_height(self) -> tuple[int, int | None] | None:
+        """`size` as numbers."""
+        if self.size is None:
+            return None
+        width, _, height = self.size.partition("x")
+        return int(width), int(height) if height else None

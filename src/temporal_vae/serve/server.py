@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -32,6 +33,7 @@ def serve(service: Service, *, host: str, port: int, grace: float, started: Call
     Raises:
         OSError: the address is taken, or not of this machine.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of each form that can't be read
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     shown = f"[{host}]" if ":" in host else host
@@ -64,8 +66,10 @@ class _Server(uvicorn.Server):
         self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a second Ctrl-C does not wait."""
-        if not self.should_exit:
+        """Begin to end; a second signal does not wait."""
+        if self.should_exit:
+            self._loop.call_soon_threadsafe(self._service.stop)
+        else:
             self._loop.call_soon_threadsafe(self._service.close)
             self._loop.call_soon_threadsafe(self._loop.call_later, self._grace, self._service.stop)
         super().handle_exit(sig, frame)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
 
 MIB, GIB = 2**20, 2**30
 
@@ -22,6 +24,7 @@ class Settings:
         job_seconds: how long a job may run.
         results_seconds: how long the results of a job are kept.
         results_limit: bytes of the files of all jobs, sources included.
+        folder: where a folder for the files of jobs is made, and removed at the end.
         token: what clients must show; None lets everybody in.
         hosts: names under which the server is reached; None for any.
         origins: other sites whose pages may send requests.
@@ -35,6 +38,7 @@ class Settings:
     job_seconds: float = 3600
     results_seconds: float = 3600
     results_limit: int = 4 * GIB
+    folder: Path = field(default_factory=lambda: Path(gettempdir()))
     token: str | None = None
     hosts: tuple[str, ...] | None = None
     origins: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ class ByProducts:
 
     def keep(self, mean: Tensor, logvar: Tensor, timestamps: Sequence[Fraction], overlap: int) -> None:
         """Add the latents of the next clip, of which the one before had the first `overlap` frames."""
-        if self._latents:
+        if self._latents is not None:
             new = slice(overlap if len(self._latents) else 0, None)
             self._latents.write(mean[new], logvar[new], timestamps[new])
 
@@ -138,7 +138,7 @@ class ByProducts:
 
     def finish(self, report: Report, vae: Autoencoder, command: str, last_duration: Fraction | None) -> None:
         """Write what is still held back; call it before the block ends."""
-        if self._latents:
+        if self._latents is not None:
             self._latents.info = replace(self._latents.info, last_duration=last_duration)
         if self._copy:
             self._copy.finish(last_duration)
