@@ -127,7 +127,7 @@ class Service:
         self.app.get("/metrics", summary="Figures for Prometheus", response_class=Response)(self.metrics)
         self.app.get("/info", summary="Which model, which limits")(self.info)
         self.app.include_router(JobRoutes(self.jobs).router)
-        self.app.get("/{path:path}", include_in_schema=False)(self.file)
+        self.app.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)(self.file)
 
     async def decode(self, request: Request, query: Annotated[DecodeQuery, Query()]) -> Response:
         """Decode a tensor of latents, as `diffusers.utils.remote_utils.remote_decode` sends it."""

@@ -31,7 +31,7 @@ class Guard:
         app: what it guards.
         settings: token, hosts, origins and the limit of bodies.
         counters: of requests and the time they take.
-        is_open: whether a path needs no token.
+        is_open: whether a path may be read without a token.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
         try:
             self._check_sender(scope["method"], headers)
-            if not self._is_open(scope["path"]):
+            if scope["method"] not in _READING or not self._is_open(scope["path"]):
                 self._check_token(headers.get("authorization"))
             if scope["method"] not in _READING:
                 self._check_length(headers.get("content-length"), needed=scope["method"] == "POST")

@@ -245,10 +245,13 @@ class Jobs:
             job.state, job.began = "running", monotonic()
         try:
             self._work(job)
+            with self._lock:
+                self._make_room(0)
             self._end(job, "done")
         except Cancelled:
             self._end(job, "cancelled")
         except (Refusal, TemporalVaeError) as error:
+            job.results = {}
             self._end(job, "failed", _as_known(one_line(error), job))
         except BaseException as error:
             logger.exception("job %s", job.id)

@@ -56,10 +56,11 @@ class Page:
     """The files of a folder, known by their paths from the beginning: nothing else is ever opened.
 
     Args:
-        folder: what `make page` built, if it did.
+        folder: what `make page` built, if it did; `FOLDER` by default.
     """
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or FOLDER
         files = (path for path in folder.rglob("*") if path.is_file())
         self._files = {f"/{path.relative_to(folder).as_posix()}": path for path in files}
         if "/index.html" in self._files:
