@@ -152,7 +152,7 @@ class ByProducts:
                 elif path == self._page_path and self._page:
                     temporary.write_text(self._page.html(report, timeline, vae, command), encoding="utf-8")
                 else:
-                    _save_charts(path, temporary, self.quality, timeline)
+                    save_charts(path, temporary, self.quality, timeline)
 
 
 def chart_paths(target: Path) -> tuple[Path, Path]:
@@ -160,7 +160,8 @@ def chart_paths(target: Path) -> tuple[Path, Path]:
     return target.with_name(f"{target.name}.charts.svg"), target.with_name(f"{target.name}.charts.png")
 
 
-def _save_charts(path: Path, temporary: Path, quality: QualityMeter, timeline: Timeline) -> None:
+def save_charts(path: Path, temporary: Path, quality: QualityMeter, timeline: Timeline) -> None:
+    """Write charts in the format of a path's suffix, under a temporary name."""
     drawing = charts_drawing(series_of(quality), timeline)
     if path.suffix == ".svg":
         temporary.write_text(svg_file(drawing), encoding="utf-8")

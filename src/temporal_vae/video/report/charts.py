@@ -62,12 +62,20 @@ class Series:
         """The values that are finite numbers."""
         return [value for value in self.values if math.isfinite(value)]
 
-    def text(self, value: float) -> str:
-        """A value for people."""
+    @property
+    def title(self) -> str:
+        """Name and unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def number(self, value: float) -> str:
+        """A value for people, without its unit."""
         if math.isnan(value):
             return "none"
-        number = "∞" if math.isinf(value) else f"{value:.{self.digits}f}"
-        return f"{number} {self.unit}".rstrip()
+        return "∞" if math.isinf(value) else f"{value:.{self.digits}f}"
+
+    def text(self, value: float) -> str:
+        """A value for people."""
+        return f"{self.number(value)} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +118,7 @@ def charts_drawing(series: Sequence[Series], timeline: Timeline) -> Drawing:
     margin, title, shapes = 16, 26, list[Shape]()
     for index, one in enumerate(series):
         top = margin + index * (height + title)
-        shapes.append(Text((margin, top + 13), f"{one.name}{one.unit and f' ({one.unit})'}", "title"))
+        shapes.append(Text((margin, top + 13), one.title, "title"))
         shapes += chart(one, timeline, width=width, height=height).moved(margin, top + title - 8)
     return Drawing(width + 2 * margin, len(series) * (height + title) + margin, shapes)
 
@@ -175,7 +183,7 @@ class _Plot:
 
     def scale(self) -> Iterator[Shape]:
         """Lines across, with what they stand for."""
-        step = _nice((self._high - self._low) / 3.5)
+        step = _nice((self._high - self._low) / 4)
         first, last = math.ceil(self._low / step - 1e-9), math.floor(self._high / step + 1e-9)
         ticks = [number * step for number in range(first, last + 1)]
         digits = next(d for d in range(9) if all(abs(round(tick, d) - tick) < 1e-9 for tick in ticks))

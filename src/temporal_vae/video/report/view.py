@@ -19,7 +19,7 @@ from temporal_vae.video.report.words import Verdict, clock, duration, judge, sho
 if TYPE_CHECKING:
     from temporal_vae.video.report.page import Moment
 
-_WIDE, _NARROW = (1040, 200), (350, 190)  # of charts: on a screen or paper, and on a phone
+_WIDE, _NARROW = (800, 168), (350, 180)  # of charts: on a screen or paper, and on a phone
 _TABLE_ROWS = 25  # of the figures over time
 
 MEANINGS = {
@@ -47,12 +47,12 @@ def heading(report: Report, timeline: Timeline) -> dict[str, Any]:
             ("PSNR", series[0].text(_overall(report))),
             *((one.name, one.text(_mean(one))) for one in series[1:]),
             (
-                "Model time",
-                f"{duration(per_frame)} per frame" if len(report.quality.mse) > 1 else duration(per_frame),
+                "Model time per frame" if len(report.quality.mse) > 1 else "Model time",
+                duration(per_frame),
             ),
             *([("Peak memory", memory)] if memory else []),
         ],
-        "overall": series[0].text(summary["psnr_of_mean_error"]),
+        "overall": series[0].number(summary["psnr_of_mean_error"]),
         "table": [_figures(one, timeline) for one in series],
         "no_ssim": f"{SSIM_WINDOW}x{SSIM_WINDOW}" if math.isnan(summary["ssim"]) else "",
         "metrics_name": shown(report_path(Path(report.target)).name),
@@ -83,7 +83,7 @@ def charts(report: Report, timeline: Timeline, marks: Sequence[int]) -> dict[str
         )
     return {
         "charts": found,
-        "series_names": [one.name + (f" ({one.unit})" if one.unit else "") for one in series],
+        "series_names": [one.title for one in series],
         "over_time": _over_time(series, timeline) if count > 1 else [],
         "clips": len(timeline.clips),
         "fades": any(stop > start for start, stop in timeline.fades),
@@ -170,7 +170,7 @@ def _verdict(report: Report, timeline: Timeline) -> Verdict:
     quality = report.quality
     return judge(
         psnr=quality.psnr,
-        overall=quality.summary()["psnr_of_mean_error"],
+        overall=_overall(report),
         flicker=quality.flicker,
         between=between,
         stamps=list(timeline.stamps),
@@ -198,11 +198,11 @@ def _figures(series: Series, timeline: Timeline) -> dict[str, str]:
     least, most = min(numbered), max(numbered, key=lambda pair: (pair[0], -pair[1]))
     worst, best = (least, most) if series.least is None else (most, least)
     return {
-        "name": series.name,
-        "mean": series.text(_mean(series)),
-        "median": series.text(median(value for value, _ in numbered)),
-        "best": series.text(best[0]),
-        "worst": series.text(worst[0]),
+        "name": series.title,
+        "mean": series.number(_mean(series)),
+        "median": series.number(median(value for value, _ in numbered)),
+        "best": series.number(best[0]),
+        "worst": series.number(worst[0]),
         "frame": f"{worst[1]:,}",
         "time": clock(timeline.stamps[worst[1]]),
     }
@@ -210,12 +210,12 @@ def _figures(series: Series, timeline: Timeline) -> dict[str, str]:
 
 def _description(series: Series, timeline: Timeline) -> str:
     """A chart in words."""
-    row = _figures(series, timeline)
+    found, unit = _figures(series, timeline), series.unit and f" {series.unit}"
     same = sum(map(math.isinf, series.values))
     identical = f" {same:,} frames are identical to the source." if same else ""
     return (
-        f"{series.name} over {len(series.values):,} frames: mean {row['mean']}, from {row['worst']} (worst, frame "
-        f"{row['frame']} at {row['time']}) to {row['best']} (best).{identical}"
+        f"{series.name} over {len(series.values):,} frames: {found['mean']}{unit} on average, from {found['worst']} "
+        f"(worst, frame {found['frame']} at {found['time']}) to {found['best']} (best).{identical}"
     )
 
 
@@ -228,7 +228,7 @@ def _over_time(series: Sequence[Series], timeline: Timeline) -> list[dict[str, A
         cells = []
         for one, part in zip(series, parts, strict=True):
             worst = part.least if one.least is None else part.most
-            cells.append((one.text(part.mean), one.text(worst)))
+            cells.append((one.number(part.mean), one.number(worst)))
         span = f"{first:,}" if first == last else f"{first:,} to {last:,}"
         rows.append({"frames": span, "time": clock(timeline.stamps[first], 2), "cells": cells})
     return rows

@@ -52,7 +52,7 @@ def judge(
 
     Args:
         psnr: dB of each frame.
-        overall: PSNR of the mean squared error.
+        overall: dB of all frames together; infinite only if all are identical.
         flicker: levels of each frame but the first.
         between: frames at which one clip becomes the next.
         stamps: seconds of each frame.
@@ -70,7 +70,7 @@ def judge(
     steady = next(words for below, words in STEADINESS if mean_flicker < below)
     worst = min(range(len(psnr)), key=psnr.__getitem__)
     sentences = [
-        f"PSNR over all {len(psnr):,} frames is {overall:.2f} dB. The weakest is frame {worst:,}, at "
+        f"PSNR is {overall:.2f} dB over {len(psnr):,} frames. The weakest is frame {worst:,}, at "
         f"{clock(stamps[worst], 2)}, with {psnr[worst]:.2f} dB.",
         f"From frame to frame the error changes by {mean_flicker:.2f} of 255 levels.",
     ]
