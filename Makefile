@@ -5,7 +5,7 @@ READY := .venv/.ready
 BENCH := .venv/.ready-bench
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all check format bench clean
+.PHONY: demo test test-all check format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,8 +36,11 @@ format: $(READY)    ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)      ## the site, into site/; a broken link ends it
+	$(BIN)/zensical build --strict --clean
+
 bench: $(BENCH)     ## ours and its peers, in turn: make bench ARGS=--full
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output site .cache

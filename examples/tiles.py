@@ -3,7 +3,7 @@
 python examples/tiles.py [--picture photo.jpg] [--model folder] [--tile 512] [--output tiles.jpg]
 
 The default picture is a frame of bigbuckbunny.mp4, the default model an image autoencoder with the weights of the
-embedded one (see `of_one_frame`). docs/images.md explains the table.
+embedded one (see `of_one_frame`). docs/pictures.md explains the table.
 """
 
 import math
