@@ -31,6 +31,15 @@ class Block:
         """Why it is not run; empty where it is."""
         return self.mark.removeprefix("no-run:").strip() if self.mark.startswith("no-run") else ""
 
+    @property
+    def small(self) -> str:
+        """The code as tests run it: where the mark is `small: A = B`, with B in the place of A."""
+        if not self.mark.startswith("small:"):
+            return self.code
+        shown, run = self.mark.removeprefix("small:").split(" = ")
+        assert shown.strip() in self.code, f"{self.page}: {self.mark}"
+        return self.code.replace(shown.strip(), run.strip())
+
 
 def blocks(page: Path) -> list[Block]:
     """All blocks of a page, in order."""

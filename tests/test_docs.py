@@ -30,7 +30,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
     render(tmp_path / "in.mp4", scene(30, 48, 64), audio="aac")
     for block in RUN[page]:
         if block.info == "python":
-            exec(compile(block.code, page.name, "exec"), {})
+            exec(compile(block.small, page.name, "exec"), {})
         else:
             run_shell(block)
 

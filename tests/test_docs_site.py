@@ -168,6 +168,26 @@ def test_the_api_is_that_of_the_docstrings(site):
         assert words in text
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="MkDocs is not installed; it comes with mkdocstrings")
+def test_mkdocs_builds_it_too(tmp_path):
+    """`mkdocs.yml` is portable: with a theme that MkDocs has, it is as strict."""
+    config = copy_to(tmp_path) / "mkdocs.yml"
+    text, count = re.subn(r"^theme:\n(?:  .*\n)+", "theme: mkdocs\n", config.read_text(), flags=re.M)
+    assert count == 1
+    config.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "decode-25-frames" / "index.html").is_file()
+
+
 def test_what_is_broken_ends_the_build(tmp_path):
     index = copy_to(tmp_path) / "docs" / "index.md"
     index.write_text(index.read_text() + "\n[a](nowhere.md)\n\n[b](training.md#nothing-of-the-kind)\n")
