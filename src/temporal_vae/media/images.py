@@ -98,7 +98,7 @@ class ImageSource:
             count = getattr(image, "n_frames", 1) - self._first if image.format in _ANIMATED else 1
             self._count = max(count, 1)
             rate = self._average_rate(image)
-            width, height = _upright_size(image)
+            width, height = upright_size(image)
             self.info = VideoInfo(
                 path=str(path),
                 codec=(image.format or "image").lower(),
@@ -136,7 +136,7 @@ class ImageSource:
                 try:
                     if self._count > 1:
                         image.seek(index)
-                    pixels = _pixels(image, self._path, self._background, self._hdr)
+                    pixels = upright_pixels(image, self._path, self._background, self._hdr)
                 except Exception as error:  # of a dozen types
                     if not self._keep or index == self._first:
                         raise
@@ -207,7 +207,7 @@ class ImageSeries:
     def _render(self, path: Path) -> Frames:
         with _opened(path, self._max_pixels) as image:
             color = declared_color(path, image.format) if self._map_hdr else SRGB
-            pixels = _pixels(image, path, self._background, color if is_hdr(color) else None)
+            pixels = upright_pixels(image, path, self._background, color if is_hdr(color) else None)
         height, width = pixels.shape[:2]
         if (width, height) != (self.info.width, self.info.height):  # turned by a tag behind the pixels
             raise _unequal(self.paths[0], (self.info.width, self.info.height), path, (width, height))
@@ -222,7 +222,7 @@ class ImageSeries:
         first: tuple[int, int] | None = None
         for path in self.paths:
             with _opened(path, self._max_pixels) as image:
-                size = _upright_size(image, load=False)
+                size = upright_size(image, load=False)
             first = first or size
             if size != first:
                 raise _unequal(self.paths[0], first, path, size)
@@ -262,7 +262,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         ) from error
 
 
-def _pixels(image: Image.Image, path: Path, background: Frames, hdr: Color | None) -> Frames:
+def upright_pixels(image: Image.Image, path: Path, background: Frames, hdr: Color | None) -> Frames:
     """The current picture, upright sRGB `(h, w, 3)`. The high byte stays of 16-bit colours.
 
     `hdr` is the colour of a picture of PQ or HLG that is to be mapped.
@@ -297,7 +297,7 @@ def _orientation(image: Image.Image) -> int:
     return int(exif.get(_ORIENTATION, 1))
 
 
-def _upright_size(image: Image.Image, load: bool = True) -> tuple[int, int]:
+def upright_size(image: Image.Image, load: bool = True) -> tuple[int, int]:
     """`(width, height)` once turned upright. A PNG may hold its orientation behind the pixels: `load` looks there."""
     known = load or image.format != "PNG" or "exif" in image.info
     turned = known and _orientation(image) >= 5

@@ -149,7 +149,7 @@ class Coding:
             body=len(content),
             held=len(content) + 16 * width * height * 3 + self._latents_bytes(layout),
             work=plan.work,
-            answer=lambda content: self._encoded(self._pixels_of(content), query, layout),
+            answer=lambda content: self._encoded_picture(content, query),
         )
 
     def _plan(self, task: engine.Task, layout: Layout, height: int, width: int) -> engine.Plan:
@@ -203,12 +203,12 @@ class Coding:
         latents = vae.encode(frames, memory_limit=self._limit).latent_dist.mode()
         return _tensor(layout.from_frames(_scaled(latents, query, self.vae)).to(self.vae.dtype))
 
-    def _pixels_of(self, content: bytearray) -> Tensor:
-        """Pixels `(1, 3, h, w)` in [-1, 1] of an image, as diffusers prepares it."""
+    def _encoded_picture(self, content: bytearray, query: EncodeQuery) -> Answer:
+        """An image as diffusers prepares it, encoded; only now it is known whether a tag behind its pixels turns it."""
         with open_picture(content) as picture:
             rgb = picture.upright()
-        pixels: Tensor = VaeImageProcessor(vae_scale_factor=self.vae.spatial_factor).preprocess(rgb)
-        return pixels
+        pixels = VaeImageProcessor(vae_scale_factor=self.vae.spatial_factor).preprocess(rgb)
+        return self._encoded(pixels, query, Layout.of(pixels.shape))
 
 
 def to_levels(x: Tensor) -> Frames:
