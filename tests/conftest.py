@@ -124,3 +124,12 @@ def by_engine(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(calls, "run", counted)
     return counts
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """The service with the embedded model, for tests that leave it as they found it."""
+    from serving import serving
+
+    with serving() as running:
+        yield running
