@@ -5,7 +5,7 @@ READY := .venv/.ready
 BENCH := .venv/.ready-bench
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all check format docs bench clean
+.PHONY: demo test test-all check format docs bench page clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,6 +41,9 @@ docs: $(READY)      ## the site, into site/; a broken link ends it
 
 bench: $(BENCH)     ## ours and its peers, in turn: make bench ARGS=--full
 	$(BIN)/python -m benchmarks $(ARGS)
+
+page: $(READY)      ## the page of `temporal-vae serve`, also a static site; needs Node
+	$(BIN)/python page/build.py $(ARGS)
 
 clean:
 	rm -rf .venv demo-output site .cache
