@@ -11,7 +11,7 @@ from oracle import config, randomise
 from video_files import scene
 
 from temporal_vae import AutoencoderKLTemporalDecoder, decode_video, encode_video, reconstruct_video
-from temporal_vae.errors import InputError, MemoryLimitError
+from temporal_vae.errors import InputError, MediaError, MemoryLimitError
 from temporal_vae.media.reader import VideoReader
 from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video import coder
@@ -238,3 +238,34 @@ def test_the_last_frame_is_shown_as_long_after_all(folder, tmp_path, vae):
         with VideoReader(tmp_path / f"{name}.mkv") as reader:
             assert len(list(reader)) == 3
             assert reader.last_duration == 3
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2])
+def test_reconstruct_keeps_latents_and_source_where_asked(folder, tmp_path, vae, overlap):
+    """Each frame once, whatever clips share: what `encode` and the reader give."""
+    kept = {"latents": tmp_path / "out.safetensors", "source_copy": tmp_path / "source.mkv"}
+    reconstruct_video(
+        folder / "in.mkv", tmp_path / "out.mkv", vae=vae, clip_frames=4, overlap=overlap, **kept
+    )
+    with (
+        LatentReader(kept["latents"], vae=vae) as found,
+        LatentReader(folder / "in.safetensors", vae=vae) as expected,
+    ):
+        assert found.info == expected.info
+        for one, other in zip(found.clips(None), expected.clips(None), strict=True):
+            assert one[0] == other[0]
+            for values, others in zip(one[1:], other[1:], strict=True):
+                assert torch.allclose(values, others, atol=1e-4)
+    with VideoReader(kept["source_copy"]) as copy, VideoReader(folder / "in.mkv") as source:
+        for (frame, stamp), (as_read, its) in zip(copy, source, strict=True):
+            assert np.array_equal(frame, as_read)
+            assert stamp == its
+
+
+def test_an_output_twice_is_refused(folder, tmp_path, vae):
+    target = tmp_path / "out.mkv"
+    with pytest.raises(MediaError, match="two outputs at once"):
+        reconstruct_video(folder / "in.mkv", target, vae=vae, source_copy=target)
+    with pytest.raises(MediaError, match="is the source itself"):
+        reconstruct_video(folder / "in.mkv", target, vae=vae, source_copy=folder / "in.mkv")
+    assert not list(tmp_path.iterdir())

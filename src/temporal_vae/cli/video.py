@@ -95,6 +95,7 @@ def decode(source: str, target: str, vae: Autoencoder, as_json: bool, **options:
     is_flag=True,
     help="Write OUT.compare.mp4 and OUT.compare.png too: source, result, amplified difference.",
 )
+@click.option("--latents", metavar="FILE.safetensors", help="Write the latents too, as `encode` does.")
 @click.option(
     "--charts",
     is_flag=True,
