@@ -47,7 +47,7 @@ def heading(report: Report, timeline: Timeline) -> dict[str, Any]:
             ("PSNR", series[0].text(_overall(report))),
             *((one.name, one.text(_mean(one))) for one in series[1:]),
             (
-                "Model time per frame" if len(report.quality.mse) > 1 else "Model time",
+                "Time per frame" if len(report.quality.mse) > 1 else "Model time",
                 duration(per_frame),
             ),
             *([("Peak memory", memory)] if memory else []),

@@ -70,7 +70,7 @@ def judge(
     steady = next(words for below, words in STEADINESS if mean_flicker < below)
     worst = min(range(len(psnr)), key=psnr.__getitem__)
     sentences = [
-        f"PSNR is {overall:.2f} dB over {len(psnr):,} frames. The weakest is frame {worst:,}, at "
+        f"PSNR is {overall:.2f} dB on average over {len(psnr):,} frames. The weakest is frame {worst:,}, at "
         f"{clock(stamps[worst], 2)}, with {psnr[worst]:.2f} dB.",
         f"From frame to frame the error changes by {mean_flicker:.2f} of 255 levels.",
     ]
