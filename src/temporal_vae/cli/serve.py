@@ -155,6 +155,6 @@ def serve(
 
 
 def _check_extra() -> None:
-    for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+    for module in ("fastapi", "jinja2", "prometheus_client", "python_multipart", "uvicorn"):
         if find_spec(module) is None:
             raise InputError(f"serve: {module} is not installed; pip install 'temporal-vae[serve]'")

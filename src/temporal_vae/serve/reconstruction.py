@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -76,7 +75,6 @@ class Reconstruction:
             "metrics": folder / "metrics.json",
             "report": folder / "report.html",
         }
-        with_report = all(find_spec(module) for module in ("jinja2", "matplotlib"))
         made = folder / "made"
         made.mkdir()
         target = made / files["result"].name
@@ -89,7 +87,7 @@ class Reconstruction:
             compare=True,
             latents=files["latents"],
             source_copy=files["source"],
-            report=files["report"] if with_report else None,
+            report=files["report"],
             command="",
             memory_limit=self._memory_limit(options),
             progress=partial(self._progress, job),
@@ -106,7 +104,7 @@ class Reconstruction:
             files.pop("comparison").unlink()
         shutil.rmtree(made)
         shutil.rmtree(job.source.parent)
-        job.results = {name: path for name, path in files.items() if path.is_file()}
+        job.results = files
 
     def _clip_frames(self, options: JobOptions, reader: VideoReader) -> int:
         """How long clips are, where that fits the memory for frames."""
