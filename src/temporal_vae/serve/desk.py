@@ -37,25 +37,30 @@ class Task:
     def call_off(self, reason: Refusal) -> None:
         """Let it end with this reason: at once where it waits, else at the next tile."""
         self._reason = self._reason or reason
-        if self.future is not None:
-            self.future.cancel()
+        future = self.future
+        if future is not None:
+            future.cancel()
 
     @property
     def reason(self) -> Refusal | None:
-        """Why it was called off."""
-        return self._reason
+        """Why it was called off, to be raised: once more for each thread that does."""
+        return self._reason and self._reason.anew()
 
     def check(self, done: int = 0, total: int = 0) -> None:
         """Raise the reason if it was called off; a listener of the engine."""
         if self._reason is not None:
-            raise self._reason
+            raise self._reason.anew()
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Compute in this thread."""
         self.began = True
         self.check()
-        with engine.reporting(self.check):
-            return function()
+        try:
+            with engine.reporting(self.check):
+                return function()
+        except Refusal as refusal:  # without the frames that it came through: they hold tensors
+            refusal.__context__ = None
+            raise refusal.with_traceback(None) from None
 
 
 class Place:
@@ -159,15 +164,14 @@ class Desk:
         Raises:
             Refusal: it was called off, by whomever.
         """
-        self.check_open()  # it may have been closed while the body was read
+        watch: asyncio.Future[Any] = asyncio.create_task(left)
         place.task.future = future = self.turn(lambda: self._timed(place, function))
-        if self._closed:
+        if self._closed:  # while the body was read
             place.task.call_off(stopping())
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
         waiting.add_done_callback(
             lambda done: done.cancelled() or done.exception()
         )  # somebody has to look at it
-        watch: asyncio.Future[Any] = asyncio.create_task(left)
         try:
             await asyncio.wait({waiting, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
@@ -180,6 +184,7 @@ class Desk:
             watch.cancel()
             if not future.done():
                 place.task.call_off(stopping())
+            del future, waiting  # an error that they hold would hold this frame, and the frame them
 
     def turn(self, function: Callable[[], Result]) -> Future[Result]:
         """Have something computed when everything that was asked for before is done, in a copy of this context."""
@@ -220,5 +225,6 @@ class Desk:
             return list(self._places)
 
     def _release(self, place: Place) -> None:
+        place.task.future = None  # it holds the answer, which holds its place
         with self._lock:
             self._places.discard(place)
