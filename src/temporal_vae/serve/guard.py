@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -22,6 +23,7 @@ from temporal_vae.serve.settings import MIB, Settings
 _READING = ("GET", "HEAD", "OPTIONS")
 _DRAINED = 64 * MIB  # of a body that nobody wants, so that the client gets to read why
 _DRAINING = 5.0  # seconds
+_SHOWN = 80  # characters of what a client sent
 
 
 class Guard:
@@ -44,18 +46,24 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, body, status = perf_counter(), _Body(receive), 500
+        if scope["method"] == "HEAD":  # the server leaves out the body of the answer
+            scope = {**scope, "method": "GET"}
+        headers = Headers(scope=scope)
+        began, status = perf_counter(), 500
+        body = _Body(receive, waits=headers.get("expect", "").lower() == "100-continue")
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if status >= HTTPStatus.BAD_REQUEST:
+                if status >= HTTPStatus.BAD_REQUEST and body.waits:
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+                elif status >= HTTPStatus.BAD_REQUEST:
                     await body.drain()
             await send(message)
 
         try:
-            refusal = self._refusal(scope, Headers(scope=scope))
+            refusal = self._refusal(scope, headers)
             inner = self._app if refusal is None else refused(refusal)
             await inner(scope, body, answer)
         finally:
@@ -69,7 +77,7 @@ class Guard:
             if scope["method"] not in _READING or not self._is_open(scope["path"]):
                 self._check_token(headers.get("authorization"))
             if scope["method"] not in _READING:
-                self._check_length(headers.get("content-length"), needed=scope["method"] == "POST")
+                self._check_length(headers, needed=scope["method"] == "POST")
         except Refusal as refusal:
             return refusal
         return None
@@ -80,39 +88,45 @@ class Guard:
         if self._settings.hosts is not None and _hostname(host) not in self._settings.hosts:
             raise Refusal(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"this server is not {host or 'without a name'}; use {' or '.join(self._settings.hosts)}, "
-                "or start it with --host",
+                f"the request is for host {host[:_SHOWN]!r}, and this server is {' or '.join(self._settings.hosts)}; "
+                "use that, or start it with --host",
             )
         origin = headers.get("origin")
         if method in _READING or origin is None or origin in self._settings.origins:
             return
-        if urlsplit(origin).netloc != host:
+        if origin.partition("://")[2] != host:
+            known = "://" in origin
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
-                f"pages of {origin} may not use this server; start it with --origin {origin} if they are to",
+                f"pages of {origin[:_SHOWN]} may not use this server; start it with --origin {origin[:_SHOWN]} if they "
+                "are to"
+                if known
+                else "pages without an address of their own may not use this server; open them over HTTP",
             )
 
     def _check_token(self, shown: str | None) -> None:
         token = self._settings.token
         if token is None:
             return
-        expected = f"Bearer {token}".encode()
-        if not hmac.compare_digest((shown or "").encode(), expected):
+        scheme, _, found = (shown or "").partition(" ")
+        right = hmac.compare_digest(found.strip().encode(), token.encode())
+        if scheme.lower() != "bearer" or not right:
             refusal = Refusal(
                 HTTPStatus.UNAUTHORIZED, "this server has a token; send it as Authorization: Bearer TOKEN"
             )
             refusal.headers["WWW-Authenticate"] = "Bearer"
             raise refusal
 
-    def _check_length(self, told: str | None, *, needed: bool) -> None:
-        if told is None or not told.isdigit():
-            if needed:
-                raise Refusal(
-                    HTTPStatus.LENGTH_REQUIRED,
-                    "the request has no Content-Length; send a body of known length",
-                )
-            return
-        if int(told) > self._settings.body_limit:
+    def _check_length(self, headers: Headers, *, needed: bool) -> None:
+        told = headers.get("content-length", "")
+        plain = re.fullmatch("[0-9]{1,18}", told) is not None
+        in_chunks = "transfer-encoding" in headers  # which would overrule the length, and have no end
+        if in_chunks or (needed and not plain):
+            raise Refusal(
+                HTTPStatus.LENGTH_REQUIRED,
+                "the request is sent in chunks, or has no Content-Length; send a body of known length",
+            )
+        if plain and int(told) > self._settings.body_limit:
             raise too_large(
                 f"a body of {int(told):,} bytes; this server takes {self._settings.body_limit:,}, "
                 "see --body-limit"
@@ -120,12 +134,21 @@ class Guard:
 
 
 class _Body:
-    """What a client sends, and how much of it is still to come."""
+    """What a client sends, and how much of it is still to come.
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._complete = receive, False
+    Args:
+        receive: the next of it.
+        waits: whether the client sends nothing until somebody asks for it.
+
+    Attributes:
+        waits: whether it still does.
+    """
+
+    def __init__(self, receive: Receive, *, waits: bool) -> None:
+        self._receive, self.waits, self._complete = receive, waits, False
 
     async def __call__(self) -> Message:
+        self.waits = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._complete = True
@@ -148,5 +171,8 @@ def refused(refusal: Refusal) -> JSONResponse:
 
 
 def _hostname(host: str) -> str:
-    """The name in a `Host` header, without the port."""
-    return urlsplit(f"//{host}").hostname or ""
+    """The name in a `Host` header, without the port; none where that is no header of HTTP."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -21,12 +21,20 @@ class Refusal(Exception):
         self.status, self.detail = status, detail
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
+    def anew(self) -> Refusal:
+        """The same for another thread to raise, without the frames that this one was raised through."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     @classmethod
     def of(cls, error: TemporalVaeError) -> Refusal:
         """What an error of the package is to a client, whose request is at fault."""
-        too_large = isinstance(error, MemoryLimitError)
-        return cls(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST, one_line(error)
+        if not isinstance(error, MemoryLimitError):
+            return cls(HTTPStatus.BAD_REQUEST, one_line(error))
+        what = one_line(error).partition("; ")[0]  # then comes what who holds the model can do about it
+        return too_large(
+            f"{what}; send less, or start the server with more --memory-limit (half is for this)"
         )
 
 
