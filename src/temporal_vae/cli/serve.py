@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,8 +131,13 @@ def serve(
     from temporal_vae.serve import Service, Settings
     from temporal_vae.serve import serve as run
 
-    if token is not None and not token.isascii():
-        raise InputError("--token: letters of ASCII only, since it travels in a header")
+    if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
+        raise InputError("--token: letters and digits of ASCII only, since it travels in a header")
+    for origin in limits["origins"]:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise InputError(
+                f"--origin {origin}: a scheme and a host, as https://example.com, without a path"
+            )
     name = Path(vae.config.get("_name_or_path") or "")
     if name.exists():  # clients are told what it is called, not where it lies
         vae.register_to_config(_name_or_path=name.resolve().name)

@@ -13,7 +13,9 @@ from types import FrameType
 
 import uvicorn
 
+from temporal_vae.errors import InputError
 from temporal_vae.serve.app import Service
+from temporal_vae.serve.connections import Connection
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SENDING = 10  # seconds for answers that are complete
@@ -31,15 +33,21 @@ def serve(service: Service, *, host: str, port: int, grace: float, started: Call
         started: told the address, once requests are taken.
 
     Raises:
-        OSError: the address is taken, or not of this machine.
+        InputError: the address is taken, or not of this machine.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of each form that can't be read
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0].lower()
+        raise InputError(f"{host}, port {port}: {reason}; choose others with --host and --port") from error
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     config = uvicorn.Config(
         service.app,
+        http=Connection,
+        ws="none",
         log_level="warning",
         server_header=False,
         timeout_keep_alive=30,
