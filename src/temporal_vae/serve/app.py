@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from temporal_vae import __version__
 from temporal_vae.autoencoders.base import Autoencoder
@@ -33,6 +35,9 @@ from temporal_vae.serve.refusals import Refusal, bad, gone, too_slow
 from temporal_vae.serve.settings import Settings
 from temporal_vae.serve.tensors import TENSOR
 
+_LOOKED_AT = 0.2  # seconds between two looks at a request whose body comes
+
+_METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _TENSOR_BODY = {"requestBody": {"required": True, "content": {TENSOR: _BINARY}}}
 _DECODED: dict[int | str, dict[str, Any]] = {
@@ -74,6 +79,14 @@ class Service:
         )
         self._add_routes()
         self.app.add_middleware(Guard, settings=settings, counters=self._counters, is_open=self._is_open)
+        if settings.origins:  # the last one added comes first: questions of browsers carry no token
+            self.app.add_middleware(
+                CORSMiddleware,
+                allow_origins=settings.origins,
+                allow_methods=_METHODS,
+                allow_headers=["*"],
+                expose_headers=["shape", "dtype", "Retry-After", "Location"],
+            )
         for kind, handler in HANDLERS.items():
             self.app.add_exception_handler(kind, handler)
 
@@ -127,7 +140,7 @@ class Service:
         self.app.get("/metrics", summary="Figures for Prometheus", response_class=Response)(self.metrics)
         self.app.get("/info", summary="Which model, which limits")(self.info)
         self.app.include_router(JobRoutes(self.jobs).router)
-        self.app.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)(self.file)
+        self.app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)(self.elsewhere)
 
     async def decode(self, request: Request, query: Annotated[DecodeQuery, Query()]) -> Response:
         """Decode a tensor of latents, as `diffusers.utils.remote_utils.remote_decode` sends it."""
@@ -145,7 +158,7 @@ class Service:
         length = _length(request)
         place = self.desk.take(held=length, work=0)
         try:
-            body = await self._read(request, length, deadline)
+            body = await self._read(request, place, length, deadline)
             call = await asyncio.to_thread(self._coding.encode_picture, query, body)
         finally:
             place.release()
@@ -162,12 +175,17 @@ class Service:
         """Figures for Prometheus."""
         return Response(self._counters.text(), media_type=Counters.content_type)
 
-    async def file(self, request: Request) -> Response:
-        """A file of the page."""
-        found = self._page.response(request.url.path)
-        if found is None:
-            raise HTTPException(HTTPStatus.NOT_FOUND)
-        return found
+    async def elsewhere(self, request: Request) -> Response:
+        """A file of the page, or the reason why there is none."""
+        found = self._page.response(request.url.path) if request.method == "GET" else None
+        if found is not None:
+            return found
+        others = [route for route in self.app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+        allowed = {method for route in others for method in getattr(route, "methods", None) or ()}
+        allowed |= {"GET"} if self._page.has(request.url.path) else set()
+        if allowed:
+            raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(sorted(allowed))})
+        raise HTTPException(HTTPStatus.NOT_FOUND)
 
     async def info(self) -> dict[str, Any]:
         """Which model this is, what it allows, and what it runs on."""
@@ -198,28 +216,36 @@ class Service:
             )
         place = self.desk.take(held=call.held, work=call.work)
         try:
-            body = await self._read(request, length, deadline)
+            body = await self._read(request, place, length, deadline)
         except BaseException:
             place.release()
             raise
         return await self._answered(request, call, body, place, deadline)
 
-    async def _read(self, request: Request, length: int, deadline: float) -> bytearray:
-        """The body, which is as long as its header tells."""
+    async def _read(self, request: Request, place: Place, length: int, deadline: float) -> bytearray:
+        """The body, which is as long as its header tells; refused where the server stops before it is there."""
         body = bytearray()
 
         async def read() -> None:
             async for piece in request.stream():
                 body.extend(piece)
 
+        reading = asyncio.ensure_future(read())
         try:
-            await asyncio.wait_for(read(), deadline - monotonic())
-        except asyncio.TimeoutError:
-            raise Refusal(
-                HTTPStatus.REQUEST_TIMEOUT, f"the body came too slowly, {len(body):,} of {length:,} bytes"
-            ) from None
+            while not reading.done():
+                place.task.check()
+                if (left := deadline - monotonic()) <= 0:
+                    raise Refusal(
+                        HTTPStatus.REQUEST_TIMEOUT,
+                        f"the body came too slowly, {len(body):,} of {length:,} bytes in "
+                        f"{self.settings.seconds:g} s; send less, or over a faster line",
+                    )
+                await asyncio.wait({reading}, timeout=min(left, _LOOKED_AT))
+            reading.result()
         except ClientDisconnect:
             raise gone() from None
+        finally:
+            reading.cancel()
         return body
 
     async def _answered(
@@ -236,7 +262,7 @@ class Service:
         except BaseException:
             place.release_when_done()
             raise
-        answer.place = place
+        answer.place, answer.seconds = place, self.settings.seconds
         return answer
 
 
