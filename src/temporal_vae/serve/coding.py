@@ -102,6 +102,7 @@ class Coding:
             raise bad(f"{layout.clips} clips do not go into one video; send them one by one")
         pixels = 3 * layout.count * height * width
         levels = query.partial_postprocess or as_image or query.output_type == "mp4"
+        self._check_scaling(query)
         body = tensors.nbytes(query.shape, query.dtype)
         plan = self._plan("decode", layout, height, width)
         return Call(
@@ -122,6 +123,7 @@ class Coding:
             raise bad("a tensor comes with shape and dtype, an image with neither")
         layout = Layout.of(shape)
         self._check_channels("pixels", layout, self.vae.config["in_channels"])
+        self._check_scaling(query)
         plan = self._plan("encode", layout, layout.height, layout.width)
         body = tensors.nbytes(shape, dtype)
         return Call(
@@ -138,6 +140,7 @@ class Coding:
             Refusal: no image, or more than fits the memory limit.
         """
         width, height = open_picture(content).size
+        self._check_scaling(query)
         factor = self.vae.spatial_factor
         layout = Layout.of((1, 3, height - height % factor, width - width % factor))
         if not layout.height or not layout.width:
@@ -159,8 +162,12 @@ class Coding:
             raise bad(
                 f"{what} are smaller than a latent, {vae.spatial_factor} pixels a side; send larger ones"
             )
-        if 3 * layout.count * height * width * self._itemsize > self._limit:  # before planning takes long
-            raise too_large(f"{what} do not fit {engine.readable(self._limit)}; send less")
+        least = 3 * layout.count * height * width * self._itemsize
+        if least > self._limit:  # before planning takes long
+            raise too_large(
+                f"{what} take more than {engine.readable(least)}, and this server computes within "
+                f"{engine.readable(self._limit)}; send less, or start it with more --memory-limit"
+            )
         if (
             vae.device.type not in engine.DEVICES
         ):  # modules run there, and of a plan only the arithmetic counts
@@ -176,7 +183,17 @@ class Coding:
     def _check_channels(self, what: str, layout: Layout, expected: int) -> None:
         if layout.channels != expected:
             place = "second of (b, c, t, h, w)" if layout.by_clips else "second of (t, c, h, w)"
-            raise bad(f"{what} of {layout.channels} channels; this model has {expected}, the {place}")
+            raise bad(
+                f"{what} of {layout.channels} channels; this model has {expected}, the {place}: send those of this "
+                "model, which GET /info tells of"
+            )
+
+    def _check_scaling(self, query: DecodeQuery | EncodeQuery) -> None:
+        if query.do_scaling and query.scaling_factor is None and "scaling_factor" not in self.vae.config:
+            raise bad(
+                f"do_scaling: pipelines of {type(self.vae).__name__} normalise patches of latents, for which it has no "
+                "factor; undo that before, and send do_scaling=false"
+            )
 
     def _latents_bytes(self, layout: Layout) -> int:
         area = (layout.height // self.vae.spatial_factor) * (layout.width // self.vae.spatial_factor)
@@ -185,9 +202,10 @@ class Coding:
     @torch.inference_mode()
     def _decoded(self, content: bytearray, query: DecodeQuery, layout: Layout, *, as_image: bool) -> Answer:
         vae = self.vae
-        z = layout.to_frames(_unscaled(tensors.read(content, query.shape, query.dtype), query, vae))
+        z = _unscaled(layout.to_frames(tensors.read(content, query.shape, query.dtype)), query, vae)
         length = {"num_frames": layout.frames} if vae.network.temporal else {}
         x = vae.decode(z.to(vae.device, vae.dtype), **length, memory_limit=self._limit).sample
+        _finite(x, "pictures")
         if as_image:
             return _image(to_levels(x)[0], query.image_format)
         if query.output_type == "mp4":
@@ -201,7 +219,8 @@ class Coding:
         vae = self._encoder
         frames = layout.to_frames(x).to(vae.device, vae.dtype)
         latents = vae.encode(frames, memory_limit=self._limit).latent_dist.mode()
-        return _tensor(layout.from_frames(_scaled(latents, query, self.vae)).to(self.vae.dtype))
+        scaled_latents = _finite(_scaled(latents, query, self.vae).to(self.vae.dtype), "latents")
+        return _tensor(layout.from_frames(scaled_latents))
 
     def _encoded_picture(self, content: bytearray, query: EncodeQuery) -> Answer:
         """An image as diffusers prepares it, encoded; only now it is known whether a tag behind its pixels turns it."""
@@ -223,6 +242,22 @@ def to_levels(x: Tensor) -> Frames:
 def _in_unit_range(x: Tensor) -> Tensor:
     """From about [-1, 1] to [0, 1], in place."""
     return x.mul_(0.5).add_(0.5).clamp_(0, 1)
+
+
+def _finite(x: Tensor, what: str) -> Tensor:
+    """Nobody gets black pictures for want of a word.
+
+    Raises:
+        Refusal: values that overflowed.
+    """
+    least, most = torch.aminmax(x)
+    if not (least.isfinite() and most.isfinite()):
+        kind = str(x.dtype).removeprefix("torch.")
+        raise bad(
+            f"the {what} hold values that are not finite: what was sent is larger than this model takes in {kind}, "
+            "or its scaling_factor or shift_factor are wrong; look at its range"
+        )
+    return x
 
 
 def _unscaled(z: Tensor, query: DecodeQuery, vae: Autoencoder) -> Tensor:

@@ -31,6 +31,15 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in _STATUSES
 }
 _NAMED = 3  # faults of a request that are told
+_SHOWN = 40  # characters of a value
+_WORDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "Unable to parse input string as an integer, exceeded maximum size": "it has too many digits",
+}
 
 
 def _refusal(request: Request, error: Refusal) -> JSONResponse:
@@ -50,7 +59,10 @@ def _http(request: Request, error: HTTPException) -> JSONResponse:
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"{request.url.path}: there is nothing here; /openapi.json lists what there is"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.method} {request.url.path}: not here; /openapi.json lists what there is"
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        detail = (
+            f"{request.method} {request.url.path}: this path takes {allowed}; /openapi.json lists them all"
+        )
     return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
 
 
@@ -71,9 +83,34 @@ HANDLERS: dict[Any, Any] = {
 
 def in_words(faults: Sequence[Any]) -> str:
     """What pydantic finds wrong with parameters, as one sentence."""
-    told = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:_NAMED]]
+    told = [_fault(fault) for fault in faults[:_NAMED]]
     more = f" (and {len(faults) - _NAMED} more)" if len(faults) > _NAMED else ""
     return "; ".join(told) + more
+
+
+def _fault(fault: Any) -> str:
+    """What is wrong with a parameter: its value, and what it has to be."""
+    place, kind, message = _place(fault["loc"]), fault["type"], fault["msg"].partition(", unable")[0]
+    if kind == "missing":
+        return f"{place} is missing; send it as a parameter"
+    if kind == "extra_forbidden":
+        return f"there is no parameter {place}; /openapi.json lists those that there are"
+    if kind in ("too_short", "too_long"):
+        limit = "at least" if kind == "too_short" else "at most"
+        most = fault["ctx"].get("min_length", fault["ctx"].get("max_length"))
+        return f"{place} has {fault['ctx']['actual_length']} numbers; it has to have {limit} {most}"
+    if kind == "value_error":
+        message = str(fault["ctx"]["error"])
+    what = message.removeprefix("Input should be ")
+    needed = f"it has to be {what}" if what != message else what
+    for theirs, ours in _WORDS.items():
+        needed = needed.replace(theirs, ours)
+    return f"{place}={_shortened(fault['input'])}: {needed}"
+
+
+def _shortened(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _place(location: Sequence[Any]) -> str:

@@ -15,7 +15,7 @@ DType = Literal["float16", "bfloat16", "float32"]
 
 def _not_zero(value: float) -> float:
     if value == 0:
-        raise ValueError("latents can't be divided by zero")
+        raise ValueError("latents can't be divided by zero; send another number, or nothing")
     return value
 
 
@@ -62,7 +62,7 @@ class DecodeQuery(_Query):
     partial_postprocess: bool = Field(False, description="pt: uint8 (n, h, w, c) rather than about [-1, 1].")
     height: Length | None = Field(None, description="Of the pictures in pixels, if the client tells.")
     width: Length | None = Field(None, description="Of the pictures in pixels, if the client tells.")
-    fps: Annotated[float, Field(gt=0, le=1000)] = Field(24, description="mp4: frames per second.")
+    fps: Annotated[float, Field(ge=0.01, le=1000)] = Field(24, description="mp4: frames per second.")
 
 
 class EncodeQuery(_Query):
