@@ -1,15 +1,18 @@
 """A server of the service, in a process of its own, as users start it."""
 
+import json
 import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import requests
 
@@ -30,10 +33,71 @@ class Running:
     def post(self, path: str, **options: object) -> requests.Response:
         return requests.post(f"{self.url}{path}", timeout=PATIENCE, **options)
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """For sockets."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def forget_peak(self) -> None:
+        """Let `peak` begin anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def resident(self) -> int:
+        """Bytes that the server has in memory."""
+        return self._status("VmRSS")
+
+    def peak(self) -> int:
+        """The most that it had."""
+        return self._status("VmHWM")
+
+    def _status(self, name: str) -> int:
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+    def raw(self, request: bytes, patience: float = PATIENCE) -> "Raw":
+        """Send bytes that need not be HTTP; the first answer to them, and whether the server then closed."""
+        with socket.create_connection(self.address, timeout=patience) as connection:
+            connection.sendall(request)
+            return read_answer(connection)
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Ask it to stop; its exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
+
+
+@dataclass
+class Raw:
+    """An answer as it came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def detail(self) -> str:
+        return json.loads(self.body)["detail"]
+
+
+def read_answer(connection: socket.socket) -> Raw:
+    """The next answer of a connection, which has to be whole."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _some(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    while len(body) < int(headers.get("content-length", "0")):
+        body += _some(connection)
+    return Raw(int(first.split()[1]), headers, body)
+
+
+def _some(connection: socket.socket) -> bytes:
+    received = connection.recv(65536)
+    if not received:
+        raise ConnectionError("closed before the answer was complete")
+    return received
 
 
 @contextmanager
