@@ -253,11 +253,12 @@ class Service:
     ) -> Response:
         """Compute in turn; the place is given back when the answer is sent, or nobody wants it any more."""
         try:
-            left = deadline - monotonic()
-            if left <= 0:
-                raise too_slow(self.settings.seconds)
             answer = await self.desk.compute(
-                place, lambda: call.answer(body), seconds=left, left=_disconnected(request)
+                place,
+                lambda: call.answer(body),
+                seconds=deadline - monotonic(),
+                late=too_slow(self.settings.seconds),
+                left=_disconnected(request),
             )
         except BaseException:
             place.release_when_done()

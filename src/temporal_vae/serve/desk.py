@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from temporal_vae import engine
-from temporal_vae.serve.refusals import Refusal, busy, gone, stopping, too_large, too_slow
+from temporal_vae.serve.refusals import Refusal, busy, gone, stopping, too_large
 
 Result = TypeVar("Result")
 
@@ -157,9 +157,17 @@ class Desk:
         function: Callable[[], Result],
         *,
         seconds: float,
+        late: Refusal,
         left: Coroutine[Any, Any, object],
     ) -> Result:
         """Compute in turn; called off when time is over, or once `left` says that the client went away.
+
+        Args:
+            place: of the request.
+            function: what is computed.
+            seconds: how much time there is.
+            late: the reason when it is over.
+            left: returns when the client goes away.
 
         Raises:
             Refusal: it was called off, by whomever.
@@ -175,7 +183,7 @@ class Desk:
         try:
             await asyncio.wait({waiting, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
-                place.task.call_off(gone() if watch.done() else too_slow(seconds))
+                place.task.call_off(gone() if watch.done() else late)
                 raise place.task.reason or gone()
             return future.result()
         except CancelledError:

@@ -23,6 +23,7 @@ from temporal_vae.serve.settings import MIB, Settings
 _READING = ("GET", "HEAD", "OPTIONS")
 _DRAINED = 64 * MIB  # of a body that nobody wants, so that the client gets to read why
 _DRAINING = 5.0  # seconds
+_SILENCE = 1.0  # seconds of it in which nothing may come
 _SHOWN = 80  # characters of what a client sent
 
 
@@ -162,7 +163,7 @@ class _Body:
     async def _discard(self) -> None:
         left = _DRAINED
         while not self._complete and left > 0:
-            left -= len((await self()).get("body", b""))
+            left -= len((await asyncio.wait_for(self(), _SILENCE)).get("body", b""))
 
 
 def refused(refusal: Refusal) -> JSONResponse:
