@@ -19,6 +19,7 @@ from pathlib import Path
 
 from temporal_vae import AutoencoderKLTemporalDecoder, __version__
 from temporal_vae.checkpoints.export import export_onnx
+from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.media import VideoWriter
 from temporal_vae.outputs import complete_or_nothing
 from temporal_vae.training.data.scenes import render_scene
@@ -64,12 +65,14 @@ def stamp() -> str:
     for file in sorted(_sources(PAGE)):
         digest.update(file.relative_to(PAGE).as_posix().encode() + b"\0" + file.read_bytes())
     digest.update(json.dumps([RUNTIMES, SAMPLE, SAMPLE_RATE]).encode())
+    for file in sorted(EMBEDDED.iterdir()):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def _sources(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name in _NOT_SOURCES:
+        if path.name in _NOT_SOURCES or path.name.startswith("."):
             continue
         if path.is_dir():
             yield from _sources(path)

@@ -15,14 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox",
-    "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
 ]
-TIMEOUT = 240_000  # milliseconds: a loaded machine is slow, a broken page waits for ever
+TIMEOUT = 120_000  # milliseconds: a loaded machine is slow, a broken page waits for ever
 
 
 def builder():
@@ -51,14 +50,28 @@ def built_page():
 
 
 @pytest.fixture(scope="session")
-def chromium():
+def playwright():
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+    with sync_api.sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chromium(playwright):
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--disable-gpu"])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def chromium_with_gpu(playwright):
+    """One whose graphics card is computed by the processor."""
+    software = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *software])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +107,12 @@ def _note(message, troubles):
     """Keep what the page complains of; a host without a server has no `info`, and refusals are asked for."""
     if message.type == "error" and "Failed to load resource" not in message.text:
         troubles.append(message.text)
+
+
+@pytest.fixture(scope="session")
+def axe(built_page):
+    """The script of axe-core."""
+    script = ROOT / "page/node_modules/axe-core/axe.min.js"
+    if not script.exists():
+        pytest.skip("axe-core is not installed; make page does it")
+    return script.read_text()

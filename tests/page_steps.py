@@ -8,8 +8,9 @@ import json
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
 
-READ_CANVAS = "id => document.getElementById(id).toDataURL('image/png').split(',')[1]"
+READ_CANVAS = "id => document.getElementById(id).toDataURL('image/png')"
 
 
 def choose(page, file, **fields):
@@ -41,7 +42,12 @@ def refusal(page):
 
 def pixels(page, canvas):
     """What a canvas shows, `(h, w, 3)`."""
-    png = base64.b64decode(page.evaluate(READ_CANVAS, canvas))
+    return decoded(page.evaluate(READ_CANVAS, canvas))
+
+
+def decoded(address):
+    """The picture of a data address, `(h, w, 3)`."""
+    png = base64.b64decode(address.split(",")[1])
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
@@ -52,6 +58,12 @@ def seek(page, number):
         number,
     )
     page.wait_for_selector(f"#result-canvas[data-frame='{number}']")
+
+
+def show_difference(page, number):
+    """Switch to the amplified difference and wait until a frame of it is there."""
+    page.check("input[name=view][value=difference]", force=True)
+    page.wait_for_selector(f"#difference-canvas[data-frame='{number}']")
 
 
 def shown(page):
@@ -79,3 +91,10 @@ def download(page, label, folder):
 
 def download_json(page, label, folder):
     return json.loads(download(page, label, folder).read_text())
+
+
+def latents_of(path):
+    """Mean, log-variance and metadata of a latent file."""
+    with safe_open(path, framework="np") as file:
+        about = json.loads(file.metadata()["temporal_vae"])
+        return file.get_tensor("mean"), file.get_tensor("logvar"), about

@@ -1,12 +1,9 @@
 """The page computing by itself, in a real browser: its latents, frames and figures beside those of the package."""
 
-import json
-
 import numpy as np
 import pytest
-from page_steps import choose, download, download_json, frames, reconstruct
+from page_steps import choose, download, download_json, frames, latents_of, reconstruct
 from PIL import Image
-from safetensors import safe_open
 
 from temporal_vae import decode_video, encode_video
 from temporal_vae.metrics import QualityMeter
@@ -21,12 +18,6 @@ ROUNDING = (
 
 def scene(count, height, width):
     return render_scene(3, frames=count, height=height, width=width)
-
-
-def latents_of(path):
-    with safe_open(path, framework="np") as file:
-        about = json.loads(file.metadata()["temporal_vae"])
-        return file.get_tensor("mean"), file.get_tensor("logvar"), about
 
 
 def assert_same_latents(found, expected):

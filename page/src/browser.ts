@@ -5,7 +5,7 @@ import { latentFile } from "./latentfile";
 import { BYTES_OF_A_CLIP, clipStarts, grouped, plural } from "./clips";
 import type { Model } from "./model";
 import type { Backend, Download, Metrics, Outcome, Progress, Settings } from "./types";
-import type { Message, Work } from "./worker";
+import type { Message, Order, Work } from "./worker";
 
 /** The embedded model in this browser. Nothing leaves it. */
 export class BrowserBackend implements Backend {
@@ -32,7 +32,8 @@ export class BrowserBackend implements Backend {
         else if (data.type === "done") resolve(data.work);
         else reject(new UserError(data.sentence));
       };
-      worker.postMessage({ file, settings, model: this.model, base: this.base });
+      const device = new URL(location.href).searchParams.get("device");
+      worker.postMessage({ file, settings, model: this.model, base: this.base, device } satisfies Order);
     }).finally(() => worker.terminate());
   }
 

@@ -83,11 +83,11 @@ export class Charts {
         {
           stroke: ink,
           size: 52,
-          space: 26,
+          space: 22,
           font: "12px system-ui",
           grid: { stroke: faint, width: 1 },
           ticks: { show: false },
-          values: (_, splits) => splits.map((value) => value.toFixed(decimals(splits, digits))),
+          values: (_, splits) => labels(splits, digits),
         },
       ],
       series: [{}, { stroke: accent, width: 1.5, points: { show: series.length <= 2 } }],
@@ -145,9 +145,9 @@ function padded(low: number | null, high: number | null, least: number): [number
   return [low - room, high + room];
 }
 
-/** As many digits as tell neighbouring ticks apart. */
-function decimals(splits: number[], most: number): number {
-  if (splits.length < 2) return most;
-  const step = splits[1] - splits[0];
-  return Math.max(0, Math.min(most, Math.ceil(-Math.log10(step) - 1e-9)));
+/** Ticks with as many digits as tell them apart. */
+function labels(splits: number[], most: number): string[] {
+  if (splits.length < 2) return splits.map((value) => `${Number(value.toFixed(most))}`);
+  const digits = Math.ceil(-Math.log10(splits[1] - splits[0]) - 1e-9);
+  return splits.map((value) => value.toFixed(Math.max(0, Math.min(most, digits))));
 }

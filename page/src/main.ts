@@ -2,7 +2,7 @@ import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import { BrowserBackend, planLines } from "./browser";
 import { Charts } from "./charts";
-import { checkFits, grouped, plural } from "./clips";
+import { checkFits, grouped, MOST_OF_A_CLIP, plural } from "./clips";
 import { byId, duration, figure, make } from "./dom";
 import { Cancelled, sentence, UserError } from "./errors";
 import { LatentView } from "./latents";
@@ -15,11 +15,9 @@ import type { Backend, Download, Metrics, Outcome, Progress } from "./types";
 
 const BASE = new URL("./", document.baseURI).href;
 const SAMPLE = "sample.mp4";
-/** What the fields begin with: a browser computes some ten times slower than the package. */
-const DEFAULTS = {
-  server: { clip: "25", frames: "", width: "" },
-  browser: { clip: "12", frames: "24", width: "192" },
-};
+/** What the fields begin with: a browser computes several times slower than the package, and has less memory. */
+const DEFAULTS = { server: { clip: "25", frames: "" }, browser: { clip: "12", frames: "24" } };
+const BROWSER_WIDTH = { video: 192, still: 512 };
 
 const server = new Server(BASE);
 const player = new Player();
@@ -30,6 +28,7 @@ let model: Model | null = null;
 let chosen: File | null = null;
 let facts: Facts | null = null;
 let running: AbortController | null = null;
+let proposed = ""; // width that the page wrote into the field itself
 
 type Kind = keyof typeof DEFAULTS;
 
@@ -64,6 +63,7 @@ async function choose(file: File): Promise<void> {
     note.textContent = `${file.name}: this browser cannot show it${server.info ? "; the server may read it" : ""}.`;
   }
   note.ariaBusy = null;
+  proposeWidth();
   showPlan();
 }
 
@@ -72,6 +72,15 @@ async function takeSample(): Promise<void> {
   if (!answer?.ok) return showError(new UserError("The sample did not come. Check the connection and try again."));
   await choose(new File([await answer.blob()], SAMPLE, { type: "video/mp4" }));
   byId("start", HTMLButtonElement).focus();
+}
+
+/** Write a width into the field, unless somebody else has. */
+function proposeWidth(): void {
+  const field = byId("width", HTMLInputElement);
+  if (field.value !== proposed) return;
+  const most = facts?.still ? BROWSER_WIDTH.still : BROWSER_WIDTH.video;
+  proposed = kind() === "server" ? "" : `${Math.min(facts?.width ?? most, most)}`;
+  field.value = proposed;
 }
 
 /** What a run in the browser will take, or why it cannot be. */
@@ -95,6 +104,7 @@ function showBackend(): void {
   const which = kind();
   const on = which === "server";
   for (const [id, value] of Object.entries(DEFAULTS[which])) byId(id, HTMLInputElement).value = value;
+  proposeWidth();
   const clips = !on || (server.info?.model.clips ?? true);
   byId("clip-field", HTMLLabelElement).hidden = !clips;
   byId("overlap-field", HTMLLabelElement).hidden = !clips;
@@ -137,6 +147,7 @@ async function start(): Promise<void> {
   } catch (error) {
     if (error instanceof Cancelled) say("Cancelled.");
     else showError(error);
+    byId("start", HTMLButtonElement).focus({ preventScroll: true });
   }
 }
 
@@ -211,13 +222,15 @@ async function show(outcome: Outcome): Promise<void> {
   await player.open([outcome.source, outcome.result]);
   const title = byId("outcome-title", HTMLHeadingElement);
   title.textContent = outcome.name;
+  const { width, height, summary } = outcome.metrics;
+  byId("outcome-size", HTMLParagraphElement).textContent = `${plural(summary.frames, "frame")} of ${width}×${height}`;
   title.focus({ preventScroll: true });
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   title.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   say(`Done. PSNR ${figure(outcome.metrics.summary.psnr, 2)} dB.`);
 }
 
-function showFigures({ summary, per_frame, seconds_per_frame, peak_memory, width, height }: Metrics): void {
+function showFigures({ summary, per_frame, seconds_per_frame, peak_memory }: Metrics): void {
   const several = summary.frames > 1;
   const worst = per_frame.findIndex(({ psnr }) => psnr === summary.psnr_worst);
   const figures: [string, string, string][] = [
@@ -230,7 +243,6 @@ function showFigures({ summary, per_frame, seconds_per_frame, peak_memory, width
   }
   figures.push(["Time", `${seconds_per_frame.toFixed(2)} s`, "per frame in the model"]);
   if (peak_memory !== null) figures.push(["Memory", `${grouped(Math.round(peak_memory / 2 ** 20))} MiB`, "at the peak"]);
-  figures.push(["Size", `${width}×${height}`, plural(summary.frames, "frame")]);
   byId("figures", HTMLDListElement).replaceChildren(
     ...figures.map(([name, value, note]) => {
       const box = make("div");
@@ -352,7 +364,7 @@ async function begin(): Promise<void> {
   showBackend();
   if (model) {
     byId("about", HTMLParagraphElement).textContent =
-      `temporal-vae ${model.version}. In your browser, all frames of a clip together may have 655,360 pixels.`;
+      `temporal-vae ${model.version}. In your browser, all frames of a clip together may have ${grouped(MOST_OF_A_CLIP)} pixels.`;
   }
   document.documentElement.dataset.ready = found ? "server" : "static";
 }

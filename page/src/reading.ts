@@ -145,7 +145,7 @@ async function readVideo(track: InputVideoTrack, how: How): Promise<Reading> {
     sample.close();
     if (frames.length >= how.most) break;
   }
-  if (!frames.length) throw new UserError("The video holds no frame. Choose another file.");
+  if (frames.length < Math.max(times.length, 1)) throw new Error(`${frames.length} of ${times.length} frames can be read`);
   const rate = fraction((await track.computePacketStats(100)).averagePacketRate);
   return { width, height, still: false, rate, tick: `1/${resolution}`, ticks, lastTicks, colour: VIDEO, frames };
 }

@@ -13,6 +13,7 @@ export interface Order {
   settings: Settings;
   model: Model;
   base: string; // address of the page's folder
+  device: string | null; // `wasm` or `webgpu` where one is asked for
 }
 
 /** What is handed back, all of it moved rather than copied. */
@@ -56,7 +57,7 @@ function explained(error: unknown): unknown {
   );
 }
 
-async function compute({ file, settings, model, base }: Order): Promise<Work> {
+async function compute({ file, settings, model, base, device }: Order): Promise<Work> {
   const { clipFrames, overlap } = settings;
   report("Reading the file", 0);
   const check = (frames: number, width: number, height: number) => checkFits(frames, clipFrames, width, height);
@@ -65,7 +66,7 @@ async function compute({ file, settings, model, base }: Order): Promise<Work> {
   );
   const sourceHash = await sha256(file);
   report("Loading the model", 0);
-  const engine = await Engine.load(base, model);
+  const engine = await Engine.load(base, model, device);
 
   const clips = clipStarts(reading.frames.length, clipFrames, overlap);
   const clock = new Clock(model, reading, clips);
@@ -189,15 +190,14 @@ class Engine {
     private readonly base: string,
   ) {}
 
-  static async load(base: string, model: Model): Promise<Engine> {
-    const gpu = await adapter();
+  static async load(base: string, model: Model, asked: string | null): Promise<Engine> {
+    const gpu = asked === "wasm" ? null : await adapter(asked === "webgpu");
     const ort: typeof Ort = gpu ? await import("onnxruntime-web/webgpu") : await import("onnxruntime-web/wasm");
     const build = gpu ? "ort-wasm-simd-threaded.asyncify" : "ort-wasm-simd-threaded";
     const at = (suffix: string) => new URL(`ort/${build}.${suffix}`, base).href;
     const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
     ort.env.wasm.wasmPaths = { mjs: at("mjs"), wasm: at("wasm") };
     ort.env.wasm.numThreads = gpu ? 1 : threads;
-    ort.env.logLevel = "error";
     const device = gpu ? `WebGPU (${gpu})` : `WebAssembly, ${threads} thread${threads === 1 ? "" : "s"}`;
     return new Engine(model, device, ort, gpu ? "webgpu" : "wasm", base);
   }
@@ -206,7 +206,10 @@ class Engine {
     let session = this.sessions.get(graph);
     if (!session) {
       const file = await fetchGraph(new URL(`${graph}.onnx`, this.base));
-      session = await this.ort.InferenceSession.create(file, { executionProviders: [this.provider] });
+      session = await this.ort.InferenceSession.create(file, {
+        executionProviders: [this.provider],
+        logSeverityLevel: 3, // errors; what it warns of is where it keeps sums of shapes
+      });
       this.sessions.set(graph, session);
     }
     const out = await session.run({ [input]: new this.ort.Tensor("float32", values, shape) });
@@ -219,9 +222,13 @@ class Engine {
   }
 }
 
-/** Name of the graphics adapter; null where there is none. */
-async function adapter(): Promise<string | null> {
+/** Name of the graphics adapter; null where there is none, or one in software, which is slower than WebAssembly. */
+async function adapter(insisting: boolean): Promise<string | null> {
   const found = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (!found && insisting) {
+    throw new UserError("This browser gives no WebGPU adapter. Leave ?device=webgpu out of the address.");
+  }
+  if (found?.info?.isFallbackAdapter && !insisting) return null;
   return found ? [found.info?.vendor, found.info?.architecture].filter(Boolean).join(" ") || "graphics card" : null;
 }
 
