@@ -19,6 +19,7 @@ from temporal_vae.serve.connections import Connection
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SENDING = 10  # seconds for answers that are complete
+_HEARING = 5  # seconds for refusals, once nobody wants to wait any more
 _BACKLOG = 512  # connections that the system holds until they are taken
 
 
@@ -69,18 +70,27 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and say so."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._tell()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; what the service has to put away it does in any case."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a second signal does not wait."""
+        """Begin to end; a second signal ends what is being computed, and leaves little time to hear of it."""
         if self.should_exit:
             self._loop.call_soon_threadsafe(self._service.stop)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _HEARING, self._leave)
         else:
             self._loop.call_soon_threadsafe(self._service.close)
             self._loop.call_soon_threadsafe(self._loop.call_later, self._grace, self._service.stop)
-        super().handle_exit(sig, frame)
+            super().handle_exit(sig, frame)
+
+    def _leave(self) -> None:
+        self.force_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -88,6 +98,7 @@ class _Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._loop = asyncio.get_running_loop()
         before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
         try:
             yield
