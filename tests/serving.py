@@ -9,12 +9,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
+import uvicorn
+
+from temporal_vae.autoencoders.base import Autoencoder
+from temporal_vae.serve import Service, Settings
+from temporal_vae.serve.connections import Connection
 
 PATIENCE = 120  # seconds
 
@@ -98,6 +105,24 @@ def _some(connection: socket.socket) -> bytes:
     if not received:
         raise ConnectionError("closed before the answer was complete")
     return received
+
+
+@contextmanager
+def serving_here(vae: Autoencoder, **settings: Any) -> Iterator[str]:
+    """The address of a service in this process, for models that are in no folder."""
+    service = Service(vae, Settings(memory_limit=2**31, **settings))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(service.app, http=Connection, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @contextmanager

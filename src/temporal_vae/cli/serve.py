@@ -147,17 +147,15 @@ def serve(
     settings = Settings(memory_limit=limit, token=token, hosts=LOOPBACK if local else None, **limits)
     service = Service(vae, settings)
     service.warm_up()
-    if not local and token is None:
-        click.echo(
-            f"temporal-vae: {host} is open to the network, and anybody may use it; see --token", err=True
-        )
-    run(
-        service,
-        host=host,
-        port=port,
-        grace=grace,
-        started=lambda address: click.echo(f"serving on {address}", err=True),
-    )
+
+    def started(address: str) -> None:
+        click.echo(f"serving on {address}", err=True)
+        if not local and token is None:
+            click.echo(
+                f"temporal-vae: {host} is open to the network, and anybody may use it; see --token", err=True
+            )
+
+    run(service, host=host, port=port, grace=grace, started=started)
 
 
 def _check_extra() -> None:
