@@ -55,12 +55,8 @@ class Task:
         """Compute in this thread."""
         self.began = True
         self.check()
-        try:
-            with engine.reporting(self.check):
-                return function()
-        except Refusal as refusal:  # without the frames that it came through: they hold tensors
-            refusal.__context__ = None
-            raise refusal.with_traceback(None) from None
+        with engine.reporting(self.check):
+            return function()
 
 
 class Place:
@@ -134,7 +130,6 @@ class Desk:
         Raises:
             Refusal: too large for this server, too many for now, or the server is stopping.
         """
-        self.check_open()
         if held > self._held_limit:
             raise too_large(
                 f"its tensors take {engine.readable(held)}, and requests may hold {engine.readable(self._held_limit)}; "
@@ -142,6 +137,7 @@ class Desk:
             )
         place = Place(self, held, work)
         with self._lock:
+            self.check_open()
             fits = sum(other.held for other in self._places) + held <= self._held_limit
             if len(self._places) < self._most and fits:
                 self._places.add(place)
@@ -174,8 +170,6 @@ class Desk:
         """
         watch: asyncio.Future[Any] = asyncio.create_task(left)
         place.task.future = future = self.turn(lambda: self._timed(place, function))
-        if self._closed:  # while the body was read
-            place.task.call_off(stopping())
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
         waiting.add_done_callback(
             lambda done: done.cancelled() or done.exception()
@@ -200,7 +194,8 @@ class Desk:
 
     def close(self) -> None:
         """Begin nothing new: what waits is refused, what is being computed goes on."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for place in self._in_hand():
             if not place.task.began:
                 place.task.call_off(stopping())
