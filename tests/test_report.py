@@ -40,23 +40,27 @@ CUT = {"clip_frames": 8, "overlap": 0}
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
 
-class Worse(Coder):
-    """In place of a model: takes from every frame what a clip takes, and more from one pixel in the fourth."""
+class Same(Coder):
+    """In place of a model that loses nothing: the latents are the frames."""
 
-    def reconstruct(self, frames):
+    def encode_clip(self, frames):
+        """Mean and log-variance, neither of which is any."""
+        return frames, frames
+
+    def decode(self, latents):
+        """The same frames."""
+        return latents.copy()
+
+
+class Worse(Same):
+    """Takes from every frame what a clip takes, and more from one pixel in the fourth."""
+
+    def decode(self, frames):
         """Frames off by 3 levels in the first clip, 9 in the second, and so on."""
         self.calls = getattr(self, "calls", 0) + 1
         taken = np.full(frames.shape, 6 * self.calls - 3)
         taken[3, 100:104, 200:204] += 60
         return (frames.astype(int) - taken).clip(0, 255).astype(np.uint8)
-
-
-class Same(Coder):
-    """In place of a model that loses nothing."""
-
-    def reconstruct(self, frames):
-        """The same frames."""
-        return frames.copy()
 
 
 class Document(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,6 +22,12 @@ def _not_zero(value: float) -> float:
 
 def _amount(value: str) -> str:
     parse_memory(value)
+    return value
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?", value):
+        raise ValueError("write 320 or 320x180 (width x height, in pixels)")
     return value
 
 
@@ -89,7 +96,7 @@ class JobOptions(BaseModel):
         None,
         description="What the model may take, such as 1GiB: at most what the server has. The same pixels.",
     )
-    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")] | None = Field(
+    size: Annotated[str, AfterValidator(_size)] | None = Field(
         None, description="Scale to WIDTH or WIDTHxHEIGHT pixels."
     )
     frames: Annotated[int, Field(ge=1)] | None = Field(None, description="The most frames to read.")
