@@ -110,9 +110,15 @@ def _some(connection: socket.socket) -> bytes:
 @contextmanager
 def serving_here(vae: Autoencoder, **settings: Any) -> Iterator[str]:
     """The address of a service in this process, for models that are in no folder."""
-    service = Service(vae, Settings(memory_limit=2**31, **settings))
+    with running_here(Service(vae, Settings(memory_limit=2**31, **settings)).app) as url:
+        yield url
+
+
+@contextmanager
+def running_here(app: Any) -> Iterator[str]:
+    """The address of an application in this process, with the connections of the service."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(service.app, http=Connection, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
