@@ -1,5 +1,6 @@
 """What the service does not do: each request that makes no sense is answered by one sentence, in JSON, at once."""
 
+import asyncio
 import socket
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,9 @@ from starlette.testclient import TestClient
 from temporal_vae import AutoencoderKLTemporalDecoder
 from temporal_vae.checkpoints.loading import EMBEDDED
 from temporal_vae.serve import Service, Settings
+from temporal_vae.serve.counters import Counters
+from temporal_vae.serve.desk import Desk
+from temporal_vae.serve.guard import Guard
 
 MIB = 2**20
 SHAPE = [1, 8, 3, 4]
@@ -351,3 +355,30 @@ def test_pages_of_a_site_that_was_named_may_send_and_read(vae):
 def test_refusals_name_no_path_of_the_server(server):
     for path in ("/nowhere", "/info", "/openapi.json"):
         assert str(Path(__file__).parents[1]) not in server.get(path).text
+
+
+def test_who_is_given_up_while_the_server_stops_is_told_in_json():
+    """What uvicorn cancels when its patience is over, it would answer in plain text."""
+
+    async def endless(scope, receive, send):
+        await asyncio.Event().wait()
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def run():
+        guard = Guard(
+            endless, Settings(memory_limit=1), Counters(Desk(places=1, held_limit=1)), lambda path: True
+        )
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        task = asyncio.create_task(guard(scope, asyncio.Event().wait, send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 503
+    assert b"the server is stopping" in sent[1]["body"]

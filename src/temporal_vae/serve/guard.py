@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from temporal_vae.serve.counters import Counters
-from temporal_vae.serve.refusals import Refusal, too_large
+from temporal_vae.serve.refusals import Refusal, stopping, too_large
 from temporal_vae.serve.settings import MIB, Settings
 
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -50,23 +50,29 @@ class Guard:
         if scope["method"] == "HEAD":  # the server leaves out the body of the answer
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
-        began, status = perf_counter(), 500
+        began, status, started = perf_counter(), 500, False
         body = _Body(receive, waits=headers.get("expect", "").lower() == "100-continue")
 
         async def answer(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status >= HTTPStatus.BAD_REQUEST and body.waits:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
                 elif status >= HTTPStatus.BAD_REQUEST:
                     await body.drain()
+            started = True
             await send(message)
 
         try:
             refusal = self._refusal(scope, headers)
             inner = self._app if refusal is None else refused(refusal)
             await inner(scope, body, answer)
+        except asyncio.CancelledError:  # the server has stopped waiting for it
+            if not started:
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+                await refused(stopping())(scope, receive, send)
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._counters.requests.labels(route, str(status)).inc()
