@@ -352,11 +352,6 @@ def deep_grey():
     return file(Image.fromarray(levels), format="PNG"), Image.fromarray((levels >> 8).astype(np.uint8))
 
 
-def palette():
-    image = picture().quantize(64)
-    return file(image, format="PNG"), image.convert("RGB")
-
-
 def reopened(image=None, **options):
     content = file(image or picture(), **options)
     with Image.open(BytesIO(content)) as opened:
@@ -370,7 +365,7 @@ IMAGES = {
     "BMP": lambda: reopened(format="BMP"),
     "TIFF": lambda: reopened(format="TIFF"),
     "CMYK": lambda: reopened(picture().convert("CMYK"), format="JPEG"),
-    "palette": palette,
+    "palette": lambda: reopened(picture().quantize(64), format="PNG"),
     "grey": lambda: (file(picture().convert("L"), format="PNG"), picture().convert("L").convert("RGB")),
     "16-bit grey": deep_grey,
     "alpha": lambda: translucent("RGBA"),
