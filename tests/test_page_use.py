@@ -231,12 +231,16 @@ def test_what_a_browser_refuses(open_page, site, tmp_path):
     Image.fromarray(np.zeros((900, 1000, 3), np.uint8)).save(large)
     choose(page, large, width="")
     said = refusal(page)
-    assert "655,360" in said
-    remedy = int(said.split("a width of ")[1].split(",")[0])
-    page.fill("#width", str(remedy))
+    assert "262,144" in said
+    remedy = said.split("a width of ")[1].split(",")[0]
+    page.fill("#width", remedy)
     assert page.text_content("#plan-note").startswith(f"1 frame of {remedy}")
+    choose(page, write_numbered(tmp_path / "whole.mp4", 12), width=400, clip="all")
+    assert "Choose clips of 8 frames or a width of " in refusal(page)
+    page.fill("#clip", "8")
+    assert page.text_content("#plan-note").startswith("12 frames of 400")
     damaged = tmp_path / "damaged.mp4"
-    whole = write_numbered(tmp_path / "whole.mp4", 12).read_bytes()
+    whole = (tmp_path / "whole.mp4").read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     choose(page, damaged, width=48)
     assert refusal(page).startswith("damaged.mp4 is damaged or cut off")

@@ -2,7 +2,7 @@ import { Cancelled, UserError } from "./errors";
 import { comparisonDownload, jsonDownload, videoDownload } from "./downloads";
 import { PixelFrames } from "./frames";
 import { latentFile } from "./latentfile";
-import { BYTES_OF_A_CLIP, clipStarts, grouped, plural } from "./clips";
+import { bytesOfClip, clipStarts, grouped, plural } from "./clips";
 import type { Model } from "./model";
 import type { Backend, Download, Metrics, Outcome, Progress, Settings } from "./types";
 import type { Message, Order, Work } from "./worker";
@@ -95,9 +95,10 @@ export class BrowserBackend implements Backend {
 export function planLines(frames: number, width: number, height: number, settings: Settings, device: string): string {
   const clips = clipStarts(frames, settings.clipFrames, settings.overlap);
   const longest = Math.max(...clips.map(([start, stop]) => stop - start));
-  const bytes = longest * width * height * BYTES_OF_A_CLIP;
+  const bytes = bytesOfClip(longest, width * height);
+  const cut = clips.length === 1 ? "one clip" : `${plural(clips.length, "clip")} of up to ${longest}`;
   return [
-    `${plural(frames, "frame")} of ${width}×${height}, ${clips.length === 1 ? "one clip" : plural(clips.length, "clip")} of ${clips.length === 1 ? "all" : `up to ${longest}`}`,
+    `${plural(frames, "frame")} of ${width}×${height}, ${cut}`,
     `about ${grouped(Math.round(bytes / 2 ** 20))} MiB while a clip is decoded`,
     `the embedded model in float32 on ${device}`,
   ].join("\n");

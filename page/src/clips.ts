@@ -3,11 +3,23 @@ import type { Pixels } from "./metrics";
 
 // How the package cuts, pads and joins (`media/frames.py`, `video/coder.py`, `video/stitcher.py`), in TypeScript.
 
-/** The most frames x pixels of one clip in a browser: the graph takes 4.0 KB for each, and WebAssembly has 4 GiB. */
+/** The most pixels of a frame in a browser: the convolutions unfold a frame to 3456 bytes for each of them. */
+export const MOST_OF_A_FRAME = 262_144;
+/** The most frames x pixels of one clip: the graphs take 4000 bytes for each, and WebAssembly has 4 GiB. */
 export const MOST_OF_A_CLIP = 655_360;
 /** The most frames x pixels of all: source, result and latents stay in memory, 12 bytes for each. */
 export const MOST_OF_ALL = 12_000_000;
-export const BYTES_OF_A_CLIP = 4000;
+
+/** About what a clip takes in bytes; `docs/page.md` has what was measured. */
+export function bytesOfClip(frames: number, pixels: number): number {
+  return 150e6 + pixels * (3456 + 4000 * frames);
+}
+
+/** The widest frames that fit, of an aspect and in clips of so many. */
+export function widest(aspect: number, clip: number): number {
+  const pixels = Math.min(MOST_OF_A_FRAME, MOST_OF_A_CLIP / clip);
+  return Math.max(4, Math.floor(Math.sqrt(pixels * aspect) / 4) * 4);
+}
 
 /** Cut `count` frames into clips `[start, stop)`; null is one clip of all. */
 export function clipStarts(count: number, clipFrames: number | null, overlap: number): [number, number][] {
@@ -76,26 +88,30 @@ export function padded(length: number, factor: number): number {
   return Math.ceil(length / factor) * factor;
 }
 
-/** Refuse, with a remedy, what does not fit into a browser; `frames` may be more than are known of. */
+/** Refuse, with a remedy, what does not fit into a browser. */
 export function checkFits(frames: number, clipFrames: number | null, width: number, height: number): void {
   const clip = Math.min(clipFrames ?? frames, frames);
   const size = width * height;
+  const narrower = `a width of ${widest(width / height, clip)}`;
+  const elsewhere = "or let the server or `temporal-vae reconstruct` do it.";
+  if (size > MOST_OF_A_FRAME) {
+    throw new UserError(
+      `Frames of ${width}×${height} are too large for a browser, which takes ${grouped(MOST_OF_A_FRAME)} pixels in a ` +
+        `frame. Choose ${narrower}, ${elsewhere}`,
+    );
+  }
   if (clip * size > MOST_OF_A_CLIP) {
-    const fits = Math.floor(MOST_OF_A_CLIP / size);
-    const scale = Math.sqrt(MOST_OF_A_CLIP / (clip * size));
-    const narrower = `a width of ${Math.max(Math.floor((width * scale) / 4) * 4, 4)}`;
-    const shorter = fits >= 1 && clip > 1 ? `clips of ${plural(fits, "frame")} or ` : "";
     throw new UserError(
       `A clip of ${plural(clip, "frame")} of ${width}×${height} is too much for a browser, which takes ` +
-        `${grouped(MOST_OF_A_CLIP)} pixels in all frames of a clip together. Choose ${shorter}${narrower}, or let ` +
-        "the server or `temporal-vae reconstruct` do it.",
+        `${grouped(MOST_OF_A_CLIP)} pixels in all frames of a clip together. Choose clips of ` +
+        `${plural(Math.floor(MOST_OF_A_CLIP / size), "frame")} or ${narrower}, ${elsewhere}`,
     );
   }
   if (frames * size > MOST_OF_ALL) {
     throw new UserError(
       `${plural(frames, "frame")} of ${width}×${height} are too much for a browser, which takes ` +
         `${grouped(MOST_OF_ALL)} pixels in all frames together. Choose at most ${Math.floor(MOST_OF_ALL / size)} ` +
-        "frames or a smaller width, or let the server or `temporal-vae reconstruct` do it.",
+        `frames or a smaller width, ${elsewhere}`,
     );
   }
 }

@@ -2,7 +2,7 @@ import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import { BrowserBackend, planLines } from "./browser";
 import { Charts } from "./charts";
-import { checkFits, grouped, MOST_OF_A_CLIP, plural } from "./clips";
+import { checkFits, grouped, MOST_OF_A_CLIP, MOST_OF_A_FRAME, plural, widest } from "./clips";
 import { byId, duration, figure, make } from "./dom";
 import { Cancelled, sentence, UserError } from "./errors";
 import { LatentView } from "./latents";
@@ -78,8 +78,9 @@ async function takeSample(): Promise<void> {
 function proposeWidth(): void {
   const field = byId("width", HTMLInputElement);
   if (field.value !== proposed) return;
-  const most = facts?.still ? BROWSER_WIDTH.still : BROWSER_WIDTH.video;
-  proposed = kind() === "server" ? "" : `${Math.min(facts?.width ?? most, most)}`;
+  let most = facts?.still ? BROWSER_WIDTH.still : BROWSER_WIDTH.video;
+  if (facts) most = Math.min(most, facts.width, widest(facts.width / facts.height, facts.still ? 1 : Number(DEFAULTS.browser.clip)));
+  proposed = kind() === "server" ? "" : `${most}`;
   field.value = proposed;
 }
 
@@ -364,7 +365,8 @@ async function begin(): Promise<void> {
   showBackend();
   if (model) {
     byId("about", HTMLParagraphElement).textContent =
-      `temporal-vae ${model.version}. In your browser, all frames of a clip together may have ${grouped(MOST_OF_A_CLIP)} pixels.`;
+      `temporal-vae ${model.version}. In your browser, a frame may have ${grouped(MOST_OF_A_FRAME)} pixels, ` +
+      `and all frames of a clip together ${grouped(MOST_OF_A_CLIP)}.`;
   }
   document.documentElement.dataset.ready = found ? "server" : "static";
 }
