@@ -4,6 +4,7 @@ import io
 import json
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.torch import load_file
-from serving import PATIENCE, Running, serving
+from serving import PATIENCE, Running, read_answer, serving
 
 from temporal_vae import AutoencoderKLTemporalDecoder, encode_video, reconstruct_video
 from temporal_vae.media.reader import VideoReader
@@ -346,3 +347,28 @@ def test_a_server_that_stops_tells_its_jobs(footage: Path, tmp_path: Path) -> No
             assert "stopping" in last["error"]
         assert server.process.wait(PATIENCE) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_upload_that_comes_too_slowly_is_ended(tmp_path: Path) -> None:
+    """And gives back its place, of which there is one."""
+    form = b"--x\r\nContent-Disposition: form-data; name=file; filename=a.png\r\n\r\n"
+    head = b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    options = ("--seconds", "2", "--jobs", "1", "--results-folder", str(tmp_path), "--grace", "0")
+    with serving(*options) as server:
+        address = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1])), PATIENCE) as slow:
+            slow.sendall(head + b"Content-Length: 9999\r\n\r\n" + form)
+            time.sleep(0.5)
+            assert send(server, picture(), "photo.png").status_code == 429
+            answer = read_answer(slow)
+            assert answer.status == 408
+            assert "came too slowly" in answer.detail
+        assert ended(server, send(server, picture(), "photo.png").json())["state"] == "done"
+        with socket.create_connection((address[0], int(address[1])), PATIENCE) as slow:
+            slow.sendall(head + b"Content-Length: 9999\r\n\r\n" + form)
+            time.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+            assert read_answer(slow).status == 503
+        assert server.process.wait(PATIENCE) == 0
+        assert "Traceback" not in "\n".join(server.lines)

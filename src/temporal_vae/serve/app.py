@@ -13,13 +13,13 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from temporal_vae import __version__
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.outputs import remove_leftovers, temporary_name
+from temporal_vae.serve.bodies import received
 from temporal_vae.serve.coding import MIME, Call, Coding
 from temporal_vae.serve.counters import Counters
 from temporal_vae.serve.description import describe_machine, describe_model
@@ -31,11 +31,9 @@ from temporal_vae.serve.page import Page
 from temporal_vae.serve.problems import HANDLERS, PROBLEMS
 from temporal_vae.serve.queries import DecodeQuery, EncodeQuery
 from temporal_vae.serve.reconstruction import Reconstruction
-from temporal_vae.serve.refusals import Refusal, bad, gone, too_slow
+from temporal_vae.serve.refusals import bad, too_slow
 from temporal_vae.serve.settings import Settings
 from temporal_vae.serve.tensors import TENSOR
-
-_LOOKED_AT = 0.2  # seconds between two looks at a request whose body comes
 
 _METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -139,7 +137,7 @@ class Service:
         self.app.get("/healthz", summary="Whether requests are taken")(self.health)
         self.app.get("/metrics", summary="Figures for Prometheus", response_class=Response)(self.metrics)
         self.app.get("/info", summary="Which model, which limits")(self.info)
-        self.app.include_router(JobRoutes(self.jobs).router)
+        self.app.include_router(JobRoutes(self.jobs, self.settings.seconds).router)
         self.app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)(self.elsewhere)
 
     async def decode(self, request: Request, query: Annotated[DecodeQuery, Query()]) -> Response:
@@ -158,7 +156,7 @@ class Service:
         length = _length(request)
         place = self.desk.take(held=length, work=0)
         try:
-            body = await self._read(request, place, length, deadline)
+            body = await self._read(request, place, deadline)
             call = await asyncio.to_thread(self._coding.encode_picture, query, body)
         finally:
             place.release()
@@ -216,13 +214,13 @@ class Service:
             )
         place = self.desk.take(held=call.held, work=call.work)
         try:
-            body = await self._read(request, place, length, deadline)
+            body = await self._read(request, place, deadline)
         except BaseException:
             place.release()
             raise
         return await self._answered(request, call, body, place, deadline)
 
-    async def _read(self, request: Request, place: Place, length: int, deadline: float) -> bytearray:
+    async def _read(self, request: Request, place: Place, deadline: float) -> bytearray:
         """The body, which is as long as its header tells; refused where the server stops before it is there."""
         body = bytearray()
 
@@ -230,22 +228,7 @@ class Service:
             async for piece in request.stream():
                 body.extend(piece)
 
-        reading = asyncio.ensure_future(read())
-        try:
-            while not reading.done():
-                place.task.check()
-                if (left := deadline - monotonic()) <= 0:
-                    raise Refusal(
-                        HTTPStatus.REQUEST_TIMEOUT,
-                        f"the body came too slowly, {len(body):,} of {length:,} bytes in "
-                        f"{self.settings.seconds:g} s; send less, or over a faster line",
-                    )
-                await asyncio.wait({reading}, timeout=min(left, _LOOKED_AT))
-            reading.result()
-        except ClientDisconnect:
-            raise gone() from None
-        finally:
-            reading.cancel()
+        await received(read(), request, place.task, deadline - monotonic())
         return body
 
     async def _answered(

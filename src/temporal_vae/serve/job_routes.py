@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse
 
+from temporal_vae.serve.bodies import received
 from temporal_vae.serve.jobs import ENDED, Job, Jobs
 from temporal_vae.serve.problems import in_words
 from temporal_vae.serve.queries import JobOptions
-from temporal_vae.serve.refusals import Refusal, bad, gone
+from temporal_vae.serve.refusals import Refusal, bad
 
 _EVERY = 0.25  # seconds between two looks at a job
 _KEEP_ALIVE = 15.0  # seconds after which something is sent in any case, or proxies give up
@@ -60,11 +60,11 @@ class JobRoutes:
 
     Args:
         jobs: the jobs.
-        body_limit: bytes that a client may send.
+        seconds: how long an upload may take.
     """
 
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Jobs, seconds: float) -> None:
+        self._jobs, self._seconds = jobs, seconds
         self.router = router = APIRouter(prefix="/jobs", tags=["jobs"])
         router.post("", status_code=202, summary="Send a video or picture", openapi_extra=_BODY)(self.create)
         router.get("/{key}", summary="How far a job is")(self.show)
@@ -82,7 +82,7 @@ class JobRoutes:
         """Take a video or picture as a form: `file`, and what is to be done with it."""
         job = await asyncio.to_thread(self._jobs.receive, int(request.headers["content-length"]))
         try:
-            await self._receive(request, job)
+            await received(self._receive(request, job), request, job.task, self._seconds)
         except BaseException:
             await asyncio.to_thread(self._jobs.remove, job)
             raise
@@ -135,8 +135,6 @@ class JobRoutes:
             raise bad(
                 f"the form can't be read ({what.rstrip('.').lower()}); send one file and the named fields"
             ) from error
-        except ClientDisconnect:
-            raise gone() from None
 
     async def _watched(self, job: Job) -> AsyncIterator[bytes]:
         told: dict[str, Any] = {}

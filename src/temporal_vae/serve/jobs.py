@@ -211,7 +211,9 @@ class Jobs:
         with self._lock:
             self._closed = True
             for job in self._all():
-                if job.state == "queued":
+                if job.state == "receiving":
+                    job.task.call_off(stopping())
+                elif job.state == "queued":
                     self._end(job, "failed", stopping().detail)
 
     def call_off(self) -> None:
