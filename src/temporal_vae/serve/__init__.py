@@ -1,10 +1,10 @@
 """One model behind HTTP: a service for programs, and jobs and a page for people.
 
-From outside in: `server.py` is the process, `connections.py` what comes in, `app.py` the routes, `guard.py` what every
-request passes first. `queries.py`, `tensors.py`, `pictures.py` and `bodies.py` read what clients send, `coding.py`
-plans and computes it, `desk.py` gives out places and turns, `answers.py` sends what came of it. `jobs.py` holds the jobs of
-people, `job_routes.py` their routes, `reconstruction.py` what is done with a video; `page.py` hands out the page.
-`refusals.py` and `problems.py` are the errors.
+From outside in: `server.py` is the process, `connections.py` what comes in, `app.py` the routes, `guard.py` what
+every request passes first. `queries.py`, `tensors.py`, `pictures.py` and `bodies.py` read what clients send;
+`coding.py` plans and computes it; `desk.py` gives out places and turns; `answers.py` sends what came of it. `jobs.py`
+holds the jobs of people, `job_routes.py` their routes, `reconstruction.py` what is done with a video; `page.py` hands
+out the page. `refusals.py` and `problems.py` are the errors.
 """
 
 from typing import TYPE_CHECKING
