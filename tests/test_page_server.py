@@ -78,6 +78,14 @@ def test_source_and_result_in_step(server, open_page, numbered, tmp_path):
     chart.click(position={"x": chart.bounding_box()["width"] * 3 / 8, "y": 20})
     page.wait_for_selector("#result-canvas[data-frame='3']")
     assert numbers_shown(page) == [3, 3]
+    # Keys that come faster than frames are drawn are all counted.
+    page.evaluate(
+        """() => { for (const key of ["Home", ...Array(5).fill("ArrowRight"), "ArrowLeft"])
+            document.getElementById("charts").dispatchEvent(new KeyboardEvent("keydown", { key })); }"""
+    )
+    page.wait_for_selector("#result-canvas[data-frame='4']")
+    assert numbers_shown(page) == [4, 4]
+    seek(page, 3)
     figures = download_json(page, "Metrics", tmp_path)
     assert figures["overlap"] == 1
     row = figures["per_frame"][3]

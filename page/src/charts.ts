@@ -12,6 +12,8 @@ const HEIGHT = 92;
 /** Three charts over one axis of frames. A click, a drag or a key moves to a frame. */
 export class Charts {
   onSeek: (number: number) => void = () => undefined;
+  /** The frame that was asked for last; keys go on from it, though it may not be shown yet. */
+  wanted: () => number = () => this.current;
 
   private readonly box = byId("charts", HTMLDivElement);
   private plots: uPlot[] = [];
@@ -130,7 +132,7 @@ export class Charts {
     };
     if (!(event.key in steps)) return;
     event.preventDefault();
-    this.onSeek(Math.max(0, Math.min(this.current + steps[event.key], this.rows.length - 1)));
+    this.onSeek(Math.max(0, Math.min(this.wanted() + steps[event.key], this.rows.length - 1)));
   }
 
   private resize(): void {

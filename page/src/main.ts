@@ -313,6 +313,7 @@ function wire(): void {
   };
   player.onError = showError;
   charts.onSeek = (number) => player.go(number);
+  charts.wanted = () => player.wanted;
   byId("form", HTMLFormElement).addEventListener("submit", (event) => {
     event.preventDefault();
     if (!running) void start();

@@ -20,7 +20,8 @@ export class Player {
   private readonly gain = byId("gain", HTMLSelectElement);
   private frames: [Frames, Frames] | null = null;
   private count = 0;
-  private wanted = 0;
+  /** Number of the frame that was asked for last. */
+  wanted = 0;
   private shown = -1;
   private drawing: Promise<void> | null = null;
   private playing = false;
