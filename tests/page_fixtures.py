@@ -49,7 +49,7 @@ def built_page():
     return page.STATIC
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, nothing else in this thread may run an event loop
 def playwright():
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
@@ -58,7 +58,7 @@ def playwright():
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(playwright):
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--disable-gpu"])
     yield browser

@@ -1,7 +1,5 @@
 """The report in a browser: light, dark, on a phone, on paper. Skipped where there is no Chromium."""
 
-import shutil
-
 import numpy as np
 import pytest
 from oracle import config, randomise
@@ -11,21 +9,7 @@ from temporal_vae import AutoencoderKLTemporalDecoder, reconstruct_video
 from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video.coder import Coder
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a Chromium; Debian's is `apt install chromium`"
-)
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytest_plugins = ("page_fixtures",)
 
 
 class Darker(Coder):
@@ -53,21 +37,13 @@ def page_file(tmp_path_factory):
     return name
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser, page_file):
+def opened(chromium, page_file):
     """Opens the page; at the end nothing may have been loaded beside it, and nothing complained."""
     contexts, loaded, said = [], [], []
 
     def open_page(width=1280, **options):
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        context = chromium.new_context(viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: loaded.append(request.url))
