@@ -157,8 +157,13 @@ def serving(*options: str, **environment: str) -> Iterator[Running]:
         yield Running(url, process, lines)
     finally:
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            process.send_signal(signal.SIGINT)  # twice: it takes its files with it, and does not wait
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         reader.join()
         assert process.stderr is not None
         process.stderr.close()

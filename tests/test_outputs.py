@@ -273,6 +273,26 @@ def test_leftovers_of_dead_processes(tmp_path):
     assert {*tmp_path.iterdir()} == {target, of_alive, of_another}
 
 
+def test_leftovers_that_others_remove_too_or_that_are_not_ours(tmp_path, monkeypatch):
+    """Two servers that start at once look into one folder; what can't be removed keeps neither from starting."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [leftover(tmp_path / name, ended.pid) for name in ("a.mkv", "b.mkv", "c.mkv")]
+    remove = outputs._remove
+
+    def also_removed_elsewhere(path):
+        if path == left[0]:
+            path.unlink()
+            raise FileNotFoundError(path)
+        if path == left[1]:
+            raise PermissionError(path)
+        remove(path)
+
+    monkeypatch.setattr(outputs, "_remove", also_removed_elsewhere)
+    outputs.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [left[1]]
+
+
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
     target = images(tmp_path / "frames")
     old = outputs.temporary_name(target)

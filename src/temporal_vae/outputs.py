@@ -278,11 +278,15 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that are no more left in a folder, of whatever target."""
+    """Remove what processes of this machine that are no more left in a folder, of whatever target.
+
+    Others may do so at the same time, and what belongs to another user stays.
+    """
     if folder.is_dir():
         for path in _left_by_the_dead(folder, _any_temporary()):
             if not path.name.endswith(".old"):
-                _remove(path)
+                with suppress(OSError):
+                    _remove(path)
 
 
 def is_left_over(name: str) -> bool:
