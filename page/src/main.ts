@@ -1,5 +1,5 @@
 import "uplot/dist/uPlot.min.css";
-import "./style.css";
+import "./style/index.css";
 import { BrowserBackend, planLines } from "./browser";
 import { Charts } from "./charts";
 import { checkFits, grouped, MOST_OF_A_CLIP, MOST_OF_A_FRAME, plural, widest } from "./clips";
