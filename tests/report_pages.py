@@ -1,17 +1,12 @@
-"""Reports for tests: stand-ins for a model, a reader of pages, and one report as a fixture."""
+"""Reports for tests: stand-ins for a model, and a reader of pages."""
 
 import base64
 import io
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
-from oracle import config, randomise
 from PIL import Image
-from video_files import scene
 
-from temporal_vae import AutoencoderKLTemporalDecoder, reconstruct_video
-from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video.coder import Coder
 
 FRAMES, HEIGHT, WIDTH = 23, 160, 304
@@ -79,28 +74,6 @@ class Document(HTMLParser):
     def all(self, tag):
         """Attributes of all elements of a kind."""
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return randomise(AutoencoderKLTemporalDecoder(**config(block_out_channels=(32,)))).eval()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "in.mkv"
-    with VideoWriter(path, rate=25) as writer:
-        writer.write(scene(FRAMES, HEIGHT, WIDTH))
-    return path
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, clip, vae):
-    """A report, its charts and its figures."""
-    folder = tmp_path_factory.mktemp("made")
-    options = {"vae": vae, "coder_type": Worse, "charts": True, **CUT}
-    figures = reconstruct_video(clip, folder / "out.mkv", report=folder / "page.html", **options)
-    return folder, figures, (folder / "page.html").read_text(encoding="utf-8")
 
 
 def pictures_of(document):

@@ -20,7 +20,7 @@ from temporal_vae import AutoencoderKLTemporalDecoder, reconstruct_video
 from temporal_vae.media.writer import VideoWriter
 from temporal_vae.video.report.facts import weights_sha256
 
-pytest_plugins = ("report_pages",)
+pytest_plugins = ("report_fixtures",)
 
 
 def test_figures_are_those_of_the_metrics_file(made):

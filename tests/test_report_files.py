@@ -25,7 +25,7 @@ from temporal_vae.video.beside import save_charts
 from temporal_vae.video.report.charts import Area, Line, Series, Timeline, chart, columns
 from temporal_vae.video.report.page import Page
 
-pytest_plugins = ("report_pages",)
+pytest_plugins = ("report_fixtures",)
 
 
 def test_chart_files(made):
