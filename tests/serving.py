@@ -1,5 +1,6 @@
 """A server of the service, in a process of its own, as users start it."""
 
+import io
 import json
 import os
 import queue
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 import uvicorn
+from PIL import Image
 
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.serve import Service, Settings
@@ -167,3 +170,11 @@ def serving(*options: str, **environment: str) -> Iterator[Running]:
         reader.join()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def picture(height: int = 33, width: int = 50) -> bytes:
+    """A PNG file."""
+    y, x = np.mgrid[:height, :width]
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([x * 5, y * 7, x + y], axis=2).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

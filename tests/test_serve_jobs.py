@@ -6,22 +6,18 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.torch import load_file
-from serving import PATIENCE, Running, read_answer, serving
+from serving import PATIENCE, Running, picture, read_answer, serving
 
-from temporal_vae import AutoencoderKLTemporalDecoder, encode_video, reconstruct_video
+from temporal_vae import encode_video, reconstruct_video
 from temporal_vae.media.reader import VideoReader
-from temporal_vae.serve import Service, Settings
 
 SMALL = {"size": "64x48", "frames": "5", "clip_frames": "3", "overlap": "1"}
 
@@ -72,13 +68,6 @@ def wait_until_idle(server: Running) -> None:
     while list(folder.iterdir()):
         assert time.monotonic() < deadline, list(folder.rglob("*"))
         time.sleep(0.05)
-
-
-def picture(height: int = 33, width: int = 50) -> bytes:
-    y, x = np.mgrid[:height, :width]
-    buffer = io.BytesIO()
-    Image.fromarray(np.stack([x * 5, y * 7, x + y], axis=2).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_a_video_comes_back_with_all_there_is_to_see(server: Running, footage: Path, tmp_path: Path) -> None:
@@ -257,62 +246,6 @@ def test_clips_that_do_not_fit_the_memory_are_refused_with_the_figure(server: Ru
     assert re.search(r"at least \d+ MiB", model["error"])
     for job in (frames, model):
         cancel(server, job)
-
-
-@contextmanager
-def in_this_process(folder: Path, **limits: Any) -> Iterator[TestClient]:
-    """A server whose start takes no time."""
-    vae = AutoencoderKLTemporalDecoder.from_embedded().eval()
-    settings = Settings(memory_limit=2**31, folder=folder, **limits)
-    with TestClient(Service(vae, settings).app) as client:
-        yield client
-    assert not list(folder.iterdir())
-
-
-def polled(client: TestClient, response: Any) -> dict[str, Any]:
-    """A job at its end."""
-    assert response.status_code == 202, response.text
-    deadline = time.monotonic() + PATIENCE
-    while (job := client.get(f"/jobs/{response.json()['id']}").json())["state"] not in ("done", "failed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return job
-
-
-def test_results_are_kept_within_their_room(footage: Path, tmp_path: Path) -> None:
-    """A source of 0.6 MB, of which frames are read that leave 0.2 MB of results, or more."""
-    clip = {"file": ("clip.mp4", footage.read_bytes())}
-    with in_this_process(tmp_path, results_limit=700_000) as client:
-        small = {"size": "64x48", "frames": "2"}
-        jobs = [polled(client, client.post("/jobs", files=clip, data=small)) for _ in range(3)]
-        assert [job["state"] for job in jobs] == ["done"] * 3
-        assert [client.get(f"/jobs/{job['id']}").status_code for job in jobs] == [404, 404, 200]
-        large = polled(client, client.post("/jobs", files=clip, data={"size": "256x192", "frames": "3"}))
-        assert large["state"] == "failed"
-        assert "--results-limit" in large["error"]
-        assert large["results"] == {}
-        too_large = client.post("/jobs", files={"file": ("clip.mp4", bytes(800_000))})
-        assert too_large.status_code == 413
-        assert "--results-limit" in too_large.json()["detail"]
-
-
-def test_results_expire(tmp_path: Path) -> None:
-    with in_this_process(tmp_path, results_seconds=0.5) as client:
-        job = polled(client, client.post("/jobs", files={"file": ("photo.png", picture())}))
-        assert job["state"] == "done"
-        assert job["expires"]
-        time.sleep(0.6)
-        gone = client.get(f"/jobs/{job['id']}")
-        assert gone.status_code == 404
-        assert "send the video again" in gone.json()["detail"]
-
-
-def test_a_job_that_takes_too_long_is_ended(footage: Path, tmp_path: Path) -> None:
-    with in_this_process(tmp_path, job_seconds=0.2) as client:
-        clip = {"file": ("clip.mp4", footage.read_bytes())}
-        job = polled(client, client.post("/jobs", files=clip, data={"size": "480"}))
-        assert job["state"] == "failed"
-        assert "limit of 0.2 s" in job["error"]
 
 
 @pytest.mark.slow

@@ -289,6 +289,19 @@ def remove_leftovers(folder: Path) -> None:
                     _remove(path)
 
 
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[None]:
+    """Have a folder of a `temporary_name` while the block runs; what dead processes left beside it is removed."""
+    remove_leftovers(folder.parent)
+    _unfinished.add(folder)  # or others of this process would take it for such
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
 def is_left_over(name: str) -> bool:
     """Whether a name is a temporary one of another process of this machine, which is no more."""
     match = re.fullmatch(_any_temporary(), name)

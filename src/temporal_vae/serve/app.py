@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -18,7 +17,7 @@ from starlette.routing import Match
 
 from temporal_vae import __version__
 from temporal_vae.autoencoders.base import Autoencoder
-from temporal_vae.outputs import remove_leftovers, temporary_name
+from temporal_vae.outputs import scratch_folder, temporary_name
 from temporal_vae.serve.bodies import received
 from temporal_vae.serve.coding import MIME, Call, Coding
 from temporal_vae.serve.counters import Counters
@@ -104,14 +103,10 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        remove_leftovers(self._folder.parent)  # of servers that were killed
-        self._folder.mkdir()
-        try:
+        with scratch_folder(self._folder):
             yield
             await asyncio.to_thread(self.jobs.end)
             await asyncio.to_thread(self.desk.end)
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _reconstruct(self, job: Job) -> None:
         self._reconstruction(job)

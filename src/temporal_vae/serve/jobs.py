@@ -6,6 +6,7 @@ Everything a job has lies in a folder of its own, which is removed with it; all 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Callable
@@ -286,9 +287,10 @@ class Jobs:
     def _taken(self) -> int:
         """Bytes of all files, and of those that are on their way."""
         taken = sum(job.reserved for job in self._all())
-        for path in self._folder.rglob("*"):
-            with suppress(OSError):  # it has another name meanwhile
-                taken += path.stat().st_size
+        for folder, _, names in os.walk(self._folder):  # which passes over folders that are removed meanwhile
+            for name in names:
+                with suppress(OSError):  # it has another name meanwhile
+                    taken += os.path.getsize(os.path.join(folder, name))
         return taken
 
     def _forget(self, job: Job) -> None:
