@@ -234,7 +234,9 @@ def test_misuse(tiny, tmp_path, write):
 
 
 def test_packages_that_are_not_installed(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(
+        "temporal_vae.namespace.find_spec", lambda name: None if name == "onnxscript" else name
+    )
     refused(
         InputError,
         lambda: export.export_onnx(tiny, tmp_path / "out"),

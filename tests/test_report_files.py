@@ -173,7 +173,7 @@ def test_names_that_no_page_can_have(clip, vae, tmp_path, monkeypatch, page, mes
 def test_without_its_extra_nothing_begins(clip, tmp_path, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "temporal_vae.video.report.page.find_spec", lambda name: None if name == "jinja2" else find(name)
+        "temporal_vae.namespace.find_spec", lambda name: None if name == "jinja2" else find(name)
     )
     monkeypatch.setattr("temporal_vae.cli.options.load_model", lambda *_: pytest.fail("a model was loaded"))
     assert run("reconstruct", clip, tmp_path / "out.mkv", "--report", tmp_path / "page.html") == 1

@@ -1,6 +1,6 @@
 """Services of other models than the embedded one: of images, in half precision, on other devices."""
 
-import sys
+from importlib.util import find_spec
 
 import images
 import kinds
@@ -176,7 +176,9 @@ def test_a_model_and_a_device_that_are_none(capsys, monkeypatch):
 def test_what_is_not_installed_is_named(capsys, monkeypatch):
     from temporal_vae.cli import main
 
-    monkeypatch.setattr(sys.modules["temporal_vae.cli.serve"], "find_spec", lambda module: None)
+    monkeypatch.setattr(
+        "temporal_vae.namespace.find_spec", lambda name: None if name == "fastapi" else find_spec(name)
+    )
     monkeypatch.setattr("sys.argv", ["temporal-vae", "serve"])
     with pytest.raises(SystemExit):
         main()

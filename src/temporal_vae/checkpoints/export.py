@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from temporal_vae import __version__
 from temporal_vae.errors import CheckpointError, InputError, TemporalVaeError
+from temporal_vae.namespace import need_extra
 from temporal_vae.outputs import check_writable, complete_or_nothing
 
 if TYPE_CHECKING:
@@ -119,9 +119,7 @@ def export_onnx(
         MediaError: a folder that exists or cannot be made.
         CheckpointError: a model that cannot be exported, or whose graph computes something else.
     """
-    missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise InputError(f"export: {', '.join(missing)} is not installed; pip install 'temporal-vae[export]'")
+    need_extra("export", *_ONNX_PACKAGES)
     _check(vae, frames, (torch.float32, torch.float16), "ONNX Runtime on a CPU")
     return _export(vae, Path(folder), frames, ".onnx", _write_onnx, _read_onnx)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,20 @@ import click
 
 from temporal_vae.cli.options import MemoryType, takes_model, together
 from temporal_vae.errors import InputError
+from temporal_vae.namespace import need_extra
 
 if TYPE_CHECKING:
     from temporal_vae.autoencoders.base import Autoencoder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SHARE_OF_FREE = 0.8
+
+
+def _time_option(name: str, seconds: float, about: str) -> Callable[[Any], Any]:
+    """An option of seconds, more than none."""
+    positive = click.FloatRange(min=0, min_open=True)
+    return click.option(name, type=positive, default=seconds, show_default=True, help=about)
+
 
 _address_options = together(
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at."),
@@ -60,30 +68,12 @@ _limit_options = together(
         show_default=True,
         help="Requests in hand at once; more are told to come later.",
     ),
-    click.option(
-        "--seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        default=600,
-        show_default=True,
-        help="How long a request may take, its wait included.",
-    ),
+    _time_option("--seconds", 600, "How long a request may take, its wait included."),
     click.option(
         "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Videos in hand at once."
     ),
-    click.option(
-        "--job-seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        default=3600,
-        show_default=True,
-        help="How long a video may take.",
-    ),
-    click.option(
-        "--results-seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        default=3600,
-        show_default=True,
-        help="How long results of videos are kept.",
-    ),
+    _time_option("--job-seconds", 3600, "How long a video may take."),
+    _time_option("--results-seconds", 3600, "How long results of videos are kept."),
     click.option(
         "--results-limit",
         type=MemoryType(),
@@ -126,7 +116,7 @@ def serve(
     POST /decode and /encode speak the protocol of `remote_decode` and `remote_encode` of diffusers; the page at / takes
     videos. Ctrl-C and SIGTERM let finish what is being computed, and refuse the rest.
     """
-    _check_extra()
+    need_extra("serve", "fastapi", "jinja2", "prometheus_client", "python_multipart", "uvicorn")
     from temporal_vae.engine import free_memory
     from temporal_vae.serve import Service, Settings
     from temporal_vae.serve import serve as run
@@ -156,9 +146,3 @@ def serve(
             )
 
     run(service, host=host, port=port, grace=grace, started=started)
-
-
-def _check_extra() -> None:
-    for module in ("fastapi", "jinja2", "prometheus_client", "python_multipart", "uvicorn"):
-        if find_spec(module) is None:
-            raise InputError(f"serve: {module} is not installed; pip install 'temporal-vae[serve]'")

@@ -10,7 +10,7 @@ import click
 from temporal_vae.cli.console import print_json
 from temporal_vae.cli.options import json_option
 from temporal_vae.cli.ranks import is_first, one_error_of_all
-from temporal_vae.errors import InputError
+from temporal_vae.namespace import need_extra
 
 _SIGNALLED = 128  # plus the number of the signal: what a shell reports of a command that a signal ended
 
@@ -46,7 +46,7 @@ def train(
     hand, save, and exit with 130, 143 or 129. `accelerate launch --num_processes 2 -m temporal_vae train CONFIG`
     trains in several processes.
     """
-    _need_extra()
+    need_extra("train", "yaml", "pydantic", "tensorboard")
     from temporal_vae.training.config.fields import TrainConfig, read_config, to_yaml
 
     if defaults:
@@ -70,12 +70,3 @@ def train(
         print_json(outcome.report)
     if outcome.signal is not None:
         click.get_current_context().exit(_SIGNALLED + outcome.signal)
-
-
-def _need_extra() -> None:
-    """Say what to install where it is missing."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("yaml", "pydantic", "tensorboard") if find_spec(name) is None]
-    if missing:
-        raise InputError(f"train: {', '.join(missing)} is not installed; pip install 'temporal-vae[train]'")

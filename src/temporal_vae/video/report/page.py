@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temporal_vae import __version__, engine
 from temporal_vae.autoencoders.base import Autoencoder
-from temporal_vae.errors import InputError, MediaError, file_name
+from temporal_vae.errors import MediaError, file_name
 from temporal_vae.media.frames import Frames
 from temporal_vae.metrics import psnr as psnr_of
+from temporal_vae.namespace import need_extra
 from temporal_vae.outputs import check_writable
 from temporal_vae.video.comparison import EvenlySpaced
 from temporal_vae.video.report import pictures, view, words
@@ -125,8 +125,7 @@ def check_page(path: str | Path) -> Path:
         InputError: what makes pages is not installed.
         MediaError: a name that is none of a page, or cannot be written.
     """
-    if find_spec("jinja2") is None:
-        raise InputError("report: jinja2 is not installed; pip install 'temporal-vae[report]'")
+    need_extra("report", "jinja2")
     check_writable(path)
     if Path(path).suffix.lower() not in _SUFFIXES:
         raise MediaError(f"{file_name(path)}: a report is a page of HTML; give a name that ends in .html")
