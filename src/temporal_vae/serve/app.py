@@ -65,6 +65,20 @@ class Service:
         self.jobs = Jobs(self._folder, settings, self._reconstruct, self._counters.count_job)
         self._reconstruction = Reconstruction(vae, self.desk, settings, self.jobs.check_room)
         self._page = Page()
+        self._about = {
+            "version": __version__,
+            "model": describe_model(self._vae),
+            "limits": {
+                "memory": self.settings.memory_limit,
+                "compute": self.settings.compute_limit,
+                "body": self.settings.body_limit,
+                "queue": self.settings.queue,
+                "seconds": self.settings.seconds,
+                "jobs": self.settings.jobs,
+                "results_seconds": self.settings.results_seconds,
+            },
+            "machine": describe_machine(self._vae),
+        }
         self.app = FastAPI(
             title="temporal-vae",
             version=__version__,
@@ -182,20 +196,7 @@ class Service:
 
     async def info(self) -> dict[str, Any]:
         """Which model this is, what it allows, and what it runs on."""
-        return {
-            "version": __version__,
-            "model": describe_model(self._vae),
-            "limits": {
-                "memory": self.settings.memory_limit,
-                "compute": self.settings.compute_limit,
-                "body": self.settings.body_limit,
-                "queue": self.settings.queue,
-                "seconds": self.settings.seconds,
-                "jobs": self.settings.jobs,
-                "results_seconds": self.settings.results_seconds,
-            },
-            "machine": describe_machine(self._vae),
-        }
+        return self._about
 
     def _deadline(self) -> float:
         return monotonic() + self.settings.seconds

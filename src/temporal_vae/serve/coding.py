@@ -41,13 +41,13 @@ class Call:
     """A request before it is computed.
 
     Attributes:
-        body: bytes that it comes with; None where only the body tells.
+        body: bytes that it comes with.
         held: bytes that its tensors take while it waits and is answered.
         work: multiply-adds.
         answer: makes the answer of the body, in the thread that computes.
     """
 
-    body: int | None
+    body: int
     held: int
     work: int
     answer: Callable[[bytearray], Answer]
@@ -69,14 +69,9 @@ class Coding:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Encode and decode a little clip, which compiles the kernels."""
-        vae, side = self.vae, _WARM_UP_SIDE
-        frames = torch.zeros(_WARM_UP_FRAMES, vae.config["in_channels"], side, side)
-        limit = None if vae.device.type not in engine.DEVICES else self._limit
-        z = self._encoder.encode(
-            frames.to(self._encoder.device, self._encoder.dtype), memory_limit=limit
-        ).latent_dist.mode()
-        length = {"num_frames": len(z)} if vae.network.temporal else {}
-        vae.decode(z.to(vae.dtype), **length, memory_limit=limit)
+        channels, side = self.vae.config["in_channels"], _WARM_UP_SIDE
+        z = self._latents_of(torch.zeros(_WARM_UP_FRAMES, channels, side, side))
+        self._frames_of(z, _WARM_UP_FRAMES)
 
     def decode(self, query: DecodeQuery, *, wants_tensor: bool) -> Call:
         """Plan `POST /decode`.
@@ -199,13 +194,22 @@ class Coding:
         area = (layout.height // self.vae.spatial_factor) * (layout.width // self.vae.spatial_factor)
         return 2 * layout.count * self.vae.config["latent_channels"] * area * self._itemsize
 
+    def _frames_of(self, z: Tensor, frames: int) -> Tensor:
+        """Latents of clips of so many frames, or of pictures, decoded."""
+        vae = self.vae
+        length = {"num_frames": frames} if vae.network.temporal else {}
+        found: Tensor = vae.decode(z.to(vae.device, vae.dtype), **length, memory_limit=self._limit).sample
+        return found
+
+    def _latents_of(self, frames: Tensor) -> Tensor:
+        """Frames encoded, to the mean of their latents."""
+        vae = self._encoder
+        return vae.encode(frames.to(vae.device, vae.dtype), memory_limit=self._limit).latent_dist.mode()
+
     @torch.inference_mode()
     def _decoded(self, content: bytearray, query: DecodeQuery, layout: Layout, *, as_image: bool) -> Answer:
-        vae = self.vae
-        z = _unscaled(layout.to_frames(tensors.read(content, query.shape, query.dtype)), query, vae)
-        length = {"num_frames": layout.frames} if vae.network.temporal else {}
-        x = vae.decode(z.to(vae.device, vae.dtype), **length, memory_limit=self._limit).sample
-        _finite(x, "pictures")
+        z = _unscaled(layout.to_frames(tensors.read(content, query.shape, query.dtype)), query, self.vae)
+        x = _finite(self._frames_of(z, layout.frames), "pictures")
         if as_image:
             return _image(to_levels(x)[0], query.image_format)
         if query.output_type == "mp4":
@@ -216,9 +220,7 @@ class Coding:
 
     @torch.inference_mode()
     def _encoded(self, x: Tensor, query: EncodeQuery, layout: Layout) -> Answer:
-        vae = self._encoder
-        frames = layout.to_frames(x).to(vae.device, vae.dtype)
-        latents = vae.encode(frames, memory_limit=self._limit).latent_dist.mode()
+        latents = self._latents_of(layout.to_frames(x))
         scaled_latents = _finite(_scaled(latents, query, self.vae).to(self.vae.dtype), "latents")
         return _tensor(layout.from_frames(scaled_latents))
 
@@ -250,8 +252,7 @@ def _finite(x: Tensor, what: str) -> Tensor:
     Raises:
         Refusal: values that overflowed.
     """
-    least, most = torch.aminmax(x)
-    if not (least.isfinite() and most.isfinite()):
+    if not tensors.is_finite(x):
         kind = str(x.dtype).removeprefix("torch.")
         raise bad(
             f"the {what} hold values that are not finite: what was sent is larger than this model takes in {kind}, "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from temporal_vae import engine
 from temporal_vae.autoencoders.base import Autoencoder
 from temporal_vae.video.latents import ModelIdentity
+from temporal_vae.video.report.facts import processor_name
 
 
 def describe_model(vae: Autoencoder) -> dict[str, Any]:
@@ -40,12 +39,3 @@ def describe_machine(vae: Autoencoder) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def processor_name() -> str:
-    """As the system tells it."""
-    if os.path.exists("/proc/cpuinfo"):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -115,15 +115,6 @@ class Desk:
         with self._lock:
             return sum(place.held for place in self._places)
 
-    def seconds_for(self, work: int) -> float:
-        """How long so many multiply-adds take, by what was timed so far."""
-        return work / self.speed
-
-    def check_open(self) -> None:
-        """Raise where nothing new is begun."""
-        if self._closed:
-            raise stopping()
-
     def take(self, *, held: int, work: int) -> Place:
         """A place for a request that holds so many bytes and computes so much.
 
@@ -137,7 +128,8 @@ class Desk:
             )
         place = Place(self, held, work)
         with self._lock:
-            self.check_open()
+            if self._closed:
+                raise stopping()
             fits = sum(other.held for other in self._places) + held <= self._held_limit
             if len(self._places) < self._most and fits:
                 self._places.add(place)
@@ -220,8 +212,8 @@ class Desk:
         return result
 
     def _wait(self, work: int) -> int:
-        """Whole seconds after which to ask again."""
-        return min(max(1, ceil(self.seconds_for(work))), _LONGEST_WAIT)
+        """Whole seconds after which to ask again, by what was timed so far."""
+        return min(max(1, ceil(work / self.speed)), _LONGEST_WAIT)
 
     def _in_hand(self) -> list[Place]:
         with self._lock:

@@ -83,10 +83,15 @@ def read(body: bytearray, shape: Sequence[int], dtype: str) -> Tensor:
         Refusal: values that are not finite.
     """
     x = torch.frombuffer(body, dtype=getattr(torch, dtype)).reshape(tuple(shape))
-    least, most = torch.aminmax(x)
-    if not (least.isfinite() and most.isfinite()):
+    if not is_finite(x):
         raise bad("the tensor holds values that are not finite (NaN or infinite); make it again")
     return x
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no value is infinite or not a number; without a copy."""
+    least, most = torch.aminmax(x)
+    return bool(least.isfinite() and most.isfinite())
 
 
 def headers(x: Tensor) -> dict[str, str]:
